@@ -1,0 +1,25 @@
+# The two commands of the README: each makes .venv, installs, and runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+# torch comes with torchvision in one pip call: two calls may give two builds that do not fit one another
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[train,cpu,dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/edgecls demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	scripts/check
+
+clean:
+	rm -rf $(VENV) build *.egg-info edgecls-demo

@@ -1,0 +1,245 @@
+"""The command line: parse, one library call, print. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from edgecls.errors import EdgeclsError, MissingExtra, OptionError
+from edgecls.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
+
+
+class _Group(TyperGroup):
+    """Turns the errors that are written for users into one message and an exit code; all else is a bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeclsError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+        except BrokenPipeError as error:  # whoever read our output has left, `head` for one
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a folder of labelled photos to an INT8 classifier on the device: train, export, predict.",
+)
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    int8 = "int8"
+
+
+class RowFormat(str, Enum):
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+# typer reads annotations at run time, where Python 3.10 needs Optional in them
+MaybeInt = Optional[int]
+
+
+def _console(*, data_on_stdout: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=data_on_stdout, highlight=False, soft_wrap=False)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def _needs_extra(command: str, extra: str) -> Iterator[None]:
+    """Say which extra brings the package that an import in this block did not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edgecls"):
+            raise
+        raise MissingExtra(f"{command} ({error.name})", extra) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgecls {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Class folders, train/val/test folders, or a CSV (path,label).")] = Path("data"),
+    model: Annotated[str, typer.Option(help="efficientnet_lite0, cnn, resnet9, a torchvision classifier, or timm/NAME.")] = "efficientnet_lite0",
+    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a state dict file.", show_default="imagenet; none for cnn and resnet9")] = None,
+    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the weights' own; from scratch the photos', 32 to 128")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images, at most.")] = 15,
+    freeze_epochs: Annotated[MaybeInt, typer.Option(help="How many of them train the new head alone.", show_default="10 with trained weights, else 0")] = None,
+    batch_size: Annotated[MaybeInt, typer.Option(help="Images a step.", show_default="128 up to 64 px, else 32")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; all weights are fine-tuned at a tenth of the head's.", show_default="0.001; 0.2 from scratch")] = None,
+    augment: Annotated[Optional[str], typer.Option(help="none, shift (for what must not be mirrored), light (shift, flip) or standard (zoom, flip).", show_default="light up to 64 px, else standard")] = None,
+    width: Annotated[int, typer.Option(help="Channels of the first layer of cnn and resnet9.")] = 16,
+    patience: Annotated[int, typer.Option(help="Epochs without a better validation accuracy before a phase stops; 0 never stops.")] = 10,
+    val_fraction: Annotated[float, typer.Option(help="Share of each class that validates where the data has no val split.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split, the new weights, the order and the augmentation.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Train a classifier on a folder of labelled photos."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls train", "train"):
+        from edgecls import tables
+        from edgecls.evaluate.figures import draw_training
+        from edgecls.runs import Run
+        from edgecls.train.run import TrainOptions
+        from edgecls.train.run import train as train_run
+    options = TrainOptions(
+        data, model, weights, image_size, epochs, freeze_epochs, batch_size, lr, augment, width, patience,
+        val_fraction, seed, device.value, out,
+    )  # fmt: skip
+    result = train_run(
+        options,
+        on_start=console.print,
+        on_epoch=lambda epoch: console.print(tables.epoch_line(epoch)),
+        progress=sys.stderr.isatty(),
+    )
+    draw_training(Run(result.run))
+    for path, reason in list(result.unreadable.items())[:5]:
+        typer.echo(f"left out: {path}: {reason}", err=True)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.training(result))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
+    int8: Annotated[bool, typer.Option("--int8", help="Write the INT8 graphs as well.")] = False,
+    calibration_images: Annotated[int, typer.Option(help="Training images that set the INT8 ranges.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the draw of the calibration images.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's ONNX files, check them against the checkpoint, measure them side by side."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls export", "train"):
+        from edgecls import tables
+        from edgecls.calibration.sample import SampleOptions
+        from edgecls.export.run import ExportOptions
+        from edgecls.export.run import export as export_run
+    options = ExportOptions(run, int8, SampleOptions(calibration_images, seed))
+    with tables.progress_bar(console, "validation images") as bar:
+        result = export_run(
+            options,
+            on_step=console.print,
+            on_measuring=lambda n: bar.update(bar.task_ids[0], total=n),
+            on_images=lambda n: bar.advance(bar.task_ids[0], n),
+        )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.exported(result))
+
+
+@app.command()
+def predict(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Image files and folders.")],
+    model: Annotated[str, typer.Option(help="A run folder or an ONNX file.")] = "latest",
+    precision: Annotated[Precision, typer.Option(help="auto: what export measured as best.")] = Precision.auto,
+    device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,
+    batch_size: Annotated[int, typer.Option(help="Images an inference.")] = 16,
+    top_k: Annotated[int, typer.Option(help="Answers a row.")] = 1,
+    labels: Annotated[Optional[Path], typer.Option(help="CSV (path,label) with the true labels.", show_default="class folders tell")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="File for the rows; - is standard output.", show_default="predictions.csv or .jsonl")] = None,
+    row_format: Annotated[RowFormat, typer.Option("--format", help="Of the rows.")] = RowFormat.csv,
+    report: Annotated[Optional[Path], typer.Option(help="JSON file for accuracy and latency.", show_default="none")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Label images: one row per input, and where the time went. Exit code 3: some could not be read."""
+    to_stdout = out == Path("-")
+    if to_stdout and as_json:
+        raise OptionError("--json and --out - both want standard output; write the rows to a file")
+    console = _console(data_on_stdout=as_json or to_stdout)
+    from edgecls import tables
+    from edgecls.runtime.predict import PredictOptions
+    from edgecls.runtime.predict import predict as predict_sources
+
+    options = PredictOptions(
+        tuple(sources), model, precision.value, device.value, batch_size, top_k, labels,
+        None if to_stdout else out or Path(f"predictions.{row_format.value}"), row_format.value, report, strict,
+    )  # fmt: skip
+    with tables.progress_bar(_console(data_on_stdout=True), "images") as bar:
+        result = predict_sources(
+            options,
+            on_start=lambda n: bar.update(bar.task_ids[0], total=n),
+            on_image=lambda: bar.advance(bar.task_ids[0]),
+        )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(*tables.predicted(result), sep="\n")
+    if result.errors:
+        raise typer.Exit(EXIT_ROW_ERRORS)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the images, the run and the rows.")] = Path("edgecls-demo"),
+    as_json: AsJson = False,
+) -> None:
+    """The three commands on scikit-learn's handwritten digits: no data and no network needed."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls demo", "train"):
+        from edgecls.demo import demo as run_demo
+    result = run_demo(out, console)
+    if as_json:
+        _print_json(
+            {
+                "training": result.training.to_json(),
+                "export": result.export.to_json(),
+                "prediction": result.prediction.to_json(),
+            }
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,286 @@
+"""Labelled images: class folders, split folders or a CSV in; train, validation and test out.
+
+Three layouts are understood (`LAYOUTS`). Where the data has no validation split, a seeded and stratified
+one is drawn from the training images; what was drawn is written to the run folder (`write_split`), so that
+export and every later measurement use the same images.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, cast
+
+import numpy as np
+
+from edgecls.errors import DatasetError
+from edgecls.images import find_images, natural_key
+from edgecls.runs import atomic_path
+
+Split = Literal["train", "val", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
+
+LAYOUTS: Final = """understood layouts:
+  DATA/<class>/*.jpg                     a validation split is drawn, seeded and stratified
+  DATA/{train,val,test}/<class>/*.jpg    your own split; val and test may be left out
+  DATA.csv with columns path,label       and optionally split (train, val, test); paths relative to the CSV"""
+
+_SPLIT_NAMES: Final[Mapping[str, Split]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images by split.
+
+    Attributes:
+        labels: class names in natural order; every image's label is one of them.
+        splits: images by split; `train` and `val` are never empty, `test` may be.
+        unreadable: reason by path, for images that were left out because they cannot be decoded.
+    """
+
+    labels: tuple[str, ...]
+    splits: Mapping[Split, tuple[LabelledImage, ...]]
+    unreadable: Mapping[LabelledImage, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = set(self.labels)
+        for split in SPLITS:
+            foreign = sorted({image.label for image in self.splits[split]} - known, key=natural_key)
+            if foreign:
+                raise DatasetError(f"the {split} split has classes that train does not know: {_some(foreign)}")
+
+    def targets(self, split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Label index of every image of a split, (n,) int64."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        return np.array([index[image.label] for image in self.splits[split]], np.int64)
+
+    def without(self, unreadable: Mapping[LabelledImage, str]) -> Dataset:
+        """The data set less images that turned out to be unreadable.
+
+        Raises:
+            DatasetError: a class has no readable training image, or the validation split no image, left.
+        """
+        if not unreadable:
+            return self
+        splits = {s: tuple(i for i in self.splits[s] if i not in unreadable) for s in SPLITS}
+        lost = set(self.labels) - {image.label for image in splits["train"]}
+        if lost or not splits["val"]:
+            example, reason = next(iter(unreadable.items()))
+            raise DatasetError(
+                f"no readable {'training image of ' + _some(sorted(lost)) if lost else 'validation image'} is left; "
+                f"{len(unreadable)} images cannot be decoded, for example {example.path}: {reason}"
+            )
+        return Dataset(self.labels, cast(Mapping[Split, tuple[LabelledImage, ...]], splits), unreadable)
+
+
+def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Find the labelled images of a folder or CSV (see `LAYOUTS`) and complete the split.
+
+    Args:
+        source: class folders, split folders, or a CSV file.
+        val_fraction: share of each class's training images that validates, where there is no `val`.
+        seed: of the draw; the same images, fraction and seed give the same split.
+
+    Raises:
+        DatasetError: nothing there, no classes, one class, an empty class, a class that train does not know.
+    """
+    if not source.exists():
+        raise DatasetError(f"{source}: no such folder or CSV file.\n{LAYOUTS}")
+    found = _from_csv(source) if source.is_file() else _from_folders(source)
+    train = found.get("train", [])
+    counts = Counter(image.label for image in train)
+    labels = tuple(sorted(counts, key=natural_key))
+    if not labels:
+        raise DatasetError(f"{source}: no training images found.\n{LAYOUTS}")
+    if len(labels) < 2:
+        raise DatasetError(f"{source}: one class only ({labels[0]}); a classifier needs at least two.\n{LAYOUTS}")
+    val = found.get("val")
+    if val is None:
+        lonely = [label for label in labels if counts[label] < 2]
+        if lonely:
+            raise DatasetError(
+                f"{source}: one image only in {_some(lonely)}; a class needs at least two, one to train and one "
+                "to validate. Add images, remove the class, or give a val split of your own"
+            )
+        val, train = stratified_split(train, val_fraction, seed)
+    elif not val:
+        raise DatasetError(f"{source}: the val split has no images.\n{LAYOUTS}")
+    return Dataset(labels, {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))})
+
+
+def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
+    folders = _subfolders(root)
+    named = {folder: _SPLIT_NAMES.get(folder.name.casefold()) for folder in folders}
+    if not any(split == "train" for split in named.values()):
+        if any(named.values()) and all(named.values()):
+            raise DatasetError(f"{root}: has {_some([f.name for f in folders])} but no train folder.\n{LAYOUTS}")
+        return {"train": _class_folders(root, folders, may_be_empty=False)}
+    strange = [folder.name for folder, split in named.items() if split is None]
+    if strange:
+        raise DatasetError(
+            f"{root}: {_some(strange)} beside the train folder is neither val nor test; "
+            f"move it away, or into train if it is a class.\n{LAYOUTS}"
+        )
+    found: dict[Split, list[LabelledImage]] = {}
+    for folder, split in named.items():
+        assert split is not None
+        if split in found:
+            raise DatasetError(f"{root}: two folders for the {split} split; keep one of them")
+        found[split] = _class_folders(folder, _subfolders(folder), may_be_empty=split != "train")
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    visible = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(visible, key=lambda path: natural_key(path.name))
+
+
+def _class_folders(root: Path, folders: Sequence[Path], *, may_be_empty: bool) -> list[LabelledImage]:
+    if not folders:
+        loose = sum(1 for _ in find_images(root))
+        what = f"{loose} images but no class folders" if loose else "neither class folders nor images"
+        raise DatasetError(f"{root}: {what}.\n{LAYOUTS}")
+    images: list[LabelledImage] = []
+    for folder in folders:
+        of_class = [LabelledImage(path.absolute(), folder.name) for path in find_images(folder)]
+        if not of_class and not may_be_empty:
+            raise DatasetError(f"{folder}: no images for the class {folder.name!r}; add some or remove the folder")
+        images += of_class
+    return images
+
+
+def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
+    found: dict[Split, list[LabelledImage]] = {}
+    missing: list[str] = []
+    for number, row in read_label_rows(path, LAYOUTS):
+        split = _SPLIT_NAMES.get((row.get("split") or "train").strip().casefold())
+        if split is None:
+            raise DatasetError(f"{path}, line {number}: split {row['split']!r}; expected train, val or test")
+        image = path.parent / row["path"]
+        if not image.exists():
+            missing.append(f"line {number}: {row['path']}")
+        found.setdefault(split, []).append(LabelledImage(image.absolute(), row["label"]))
+    if missing:
+        raise DatasetError(f"{path}: {len(missing)} images do not exist (relative to the CSV): {_some(missing)}")
+    return found
+
+
+def read_label_rows(path: Path, expected: str = "expected columns: path,label") -> Iterable[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with `path` and `label`, with their line numbers.
+
+    Raises:
+        DatasetError: not such a CSV, or a row without a path or label.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a readable UTF-8 CSV: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    if not {"path", "label"} <= set(reader.fieldnames or ()):
+        raise DatasetError(f"{path}: the first line is {','.join(reader.fieldnames or ())!r}; {expected}")
+    rows = []
+    for row in reader:
+        if not row["path"] or not row["label"]:
+            raise DatasetError(f"{path}, line {reader.line_num}: a row needs a path and a label")
+        rows.append((reader.line_num, row))
+    return rows
+
+
+def stratified_split(
+    images: Sequence[LabelledImage], fraction: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Draw `fraction` of each class (at least one image, never all of two or more); the rest comes second.
+
+    Both keep the order of `images`.
+    """
+    if not 0 < fraction < 1:
+        raise DatasetError(f"split fraction {fraction}: expected a number above 0 and below 1")
+    counts = Counter(image.label for image in images)
+    shares = {label: min(max(1, round(n * fraction)), max(1, n - 1)) for label, n in counts.items()}
+    drawn = _draw(images, shares, seed)
+    return [i for n, i in enumerate(images) if n in drawn], [i for n, i in enumerate(images) if n not in drawn]
+
+
+def stratified_sample(images: Sequence[LabelledImage], n: int, seed: int) -> list[LabelledImage]:
+    """Draw `n` images (all, where there are fewer), each class in proportion, in the order of `images`.
+
+    Every class gets its share rounded down; the places left go to the largest remainders, ties by name.
+    """
+    if n >= len(images):
+        return list(images)
+    counts = Counter(image.label for image in images)
+    exact = {label: n * count / len(images) for label, count in counts.items()}
+    shares = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(counts, key=lambda label: (shares[label] - exact[label], natural_key(label)))
+    for label in by_remainder[: n - sum(shares.values())]:
+        shares[label] += 1
+    drawn = _draw(images, shares, seed)
+    return [image for index, image in enumerate(images) if index in drawn]
+
+
+def _draw(images: Sequence[LabelledImage], shares: Mapping[str, int], seed: int) -> set[int]:
+    rng = np.random.default_rng(seed)
+    members: dict[str, list[int]] = {}
+    for index, image in enumerate(images):
+        members.setdefault(image.label, []).append(index)
+    return {
+        index
+        for label in sorted(members, key=natural_key)
+        for index in rng.permutation(members[label])[: shares[label]].tolist()
+    }
+
+
+def write_split(dataset: Dataset, path: Path) -> None:
+    """Write which image is in which split, atomically: `path,label,split,status,reason`."""
+    with (
+        atomic_path(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "status", "reason"])
+        for split in SPLITS:
+            writer.writerows([image.path, image.label, split, "ok", ""] for image in dataset.splits[split])
+        writer.writerows([image.path, image.label, "", "error", why] for image, why in dataset.unreadable.items())
+
+
+def read_split(path: Path, labels: Sequence[str]) -> Dataset:
+    """Read what `write_split` wrote.
+
+    Args:
+        path: the run folder's split file.
+        labels: the run's labels, in the order of its logits.
+
+    Raises:
+        DatasetError: not such a file, or an image of a class that is not among the labels.
+    """
+    splits: dict[Split, list[LabelledImage]] = {split: [] for split in SPLITS}
+    unreadable = {}
+    for _, row in read_label_rows(path):
+        image = LabelledImage(Path(row["path"]), row["label"])
+        if row.get("status") == "error":
+            unreadable[image] = row.get("reason", "")
+        else:
+            splits[cast(Split, row.get("split"))].append(image)
+    return Dataset(tuple(labels), {split: tuple(images) for split, images in splits.items()}, unreadable)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,95 @@
+"""The whole way on a machine with no data and no network: scikit-learn's handwritten digits to INT8 answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from edgecls import tables
+from edgecls.errors import RunError
+from edgecls.evaluate.figures import draw_training
+from edgecls.export.run import ExportOptions, ExportResult, export
+from edgecls.runs import Run
+from edgecls.runtime.predict import PredictOptions, PredictReport, predict
+from edgecls.train.run import TrainOptions, TrainResult, train
+
+_SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
+_TEST_SHARE: Final = 0.25
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the three commands gave."""
+
+    training: TrainResult
+    export: ExportResult
+    prediction: PredictReport
+
+
+def demo(folder: Path, console: Console) -> DemoResult:
+    """Write the digits as class folders, train a small CNN, export INT8, predict the held-out folder.
+
+    Args:
+        folder: for the images, the run and the rows.
+        console: for the tables that the three commands print.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        digits = write_digits(folder / "digits")
+    except OSError as error:
+        raise RunError(
+            f"cannot write the demo into {folder}: {error.strerror}; name another folder with --out"
+        ) from error
+    run = _new_run(folder)
+    console.print(f"\n$ edgecls train {digits} --model cnn --augment shift --epochs 8 --out {run}")
+    trained = train(
+        TrainOptions(digits, model="cnn", augment="shift", epochs=8, out=run),
+        on_start=console.print,
+        on_epoch=lambda epoch: console.print(tables.epoch_line(epoch)),
+    )
+    draw_training(Run(run))
+    console.print(tables.training(trained))
+    console.print(f"\n$ edgecls export {run} --int8")
+    exported = export(ExportOptions(str(run), int8=True), on_step=console.print)
+    console.print(tables.exported(exported))
+    console.print(
+        f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"
+    )
+    predicted = predict(PredictOptions((digits / "test",), str(run), precision="int8", out=folder / "predictions.csv"))
+    console.print(*tables.predicted(predicted), sep="\n")
+    return DemoResult(trained, exported, predicted)
+
+
+def _new_run(folder: Path) -> Path:
+    """The first `run-N` that is not there yet: a second demo does not overwrite the first."""
+    number = 1
+    while (folder / f"run-{number}").exists():
+        number += 1
+    return folder / f"run-{number}"
+
+
+def write_digits(root: Path) -> Path:
+    """Write the 1,797 digits as `train/<digit>/*.png` and `test/<digit>/*.png`; returns `root`.
+
+    Source: UCI "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998.
+    """
+    digits = load_digits()
+    everything = np.arange(len(digits.target))
+    train_rows, test_rows = train_test_split(everything, test_size=_TEST_SHARE, random_state=0, stratify=digits.target)
+    for split, rows in (("train", train_rows), ("test", test_rows)):
+        for row in sorted(rows.tolist()):
+            folder = root / split / str(digits.target[row])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)  # stored as 0..16
+            large = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
+            (folder / f"{row:04d}.png").write_bytes(cv2.imencode(".png", large)[1].tobytes())
+    return root

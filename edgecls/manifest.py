@@ -1,0 +1,152 @@
+"""What a model file must say about itself to be trusted: labels, preprocessing, provenance.
+
+The manifest is `manifest.json` in a run folder and the same JSON in the metadata of every ONNX file
+(key `METADATA_KEY`), so a lone model file predicts with the right labels and the right pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from typing import Any, Final, Literal, TypeVar, get_args
+
+from edgecls.errors import RunError
+from edgecls.version import __version__
+
+SCHEMA: Final = 1
+METADATA_KEY: Final = "edgecls.manifest"
+
+Resize = Literal["shortest", "squash"]
+Interpolation = Literal["bilinear", "bicubic", "area"]
+Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded picture becomes the model's input; `images.py` is the code that obeys it.
+
+    Attributes:
+        size_hw: height and width of the model's input in pixels.
+        resize: `shortest` keeps the aspect ratio and covers the crop; `squash` does not keep it.
+        crop_fraction: share of the resized picture that the centre crop keeps, in (0, 1]; 224 of 256 is 0.875.
+        interpolation: `bilinear` or `bicubic` below a two-fold shrink and the box filter from there on,
+            so that large pictures are antialiased; `area` is the box filter at every shrink.
+        mean, std: per RGB channel, for pixels scaled to 0..1; they are inside the exported graph.
+        background: RGB that transparent pixels are composited on.
+    """
+
+    size_hw: tuple[int, int] = (224, 224)
+    resize: Resize = "shortest"
+    crop_fraction: float = 0.875
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        for name in ("size_hw", "mean", "std", "background"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives lists
+        if len(self.size_hw) != 2 or not all(isinstance(s, int) and 1 <= s <= 4096 for s in self.size_hw):
+            raise RunError(f"image size {self.size_hw}: expected two whole numbers of pixels from 1 to 4096")
+        if not 0 < self.crop_fraction <= 1:
+            raise RunError(f"crop fraction {self.crop_fraction}: expected a number above 0 and at most 1")
+        if self.resize not in get_args(Resize):
+            raise RunError(f"resize rule {self.resize!r}: expected one of {', '.join(get_args(Resize))}")
+        if self.interpolation not in get_args(Interpolation):
+            raise RunError(
+                f"interpolation {self.interpolation!r}: expected one of {', '.join(get_args(Interpolation))}"
+            )
+        if not (len(self.mean) == len(self.std) == len(self.background) == 3 and all(s > 0 for s in self.std)):
+            raise RunError("mean, std and background: expected three numbers each (RGB), std above 0")
+
+    @property
+    def covered_hw(self) -> tuple[int, int]:
+        """The height and width that the resized picture must cover before the centre crop."""
+        height, width = (math.floor(side / self.crop_fraction + 1e-6) for side in self.size_hw)
+        return height, width
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run, or one model file of it, is.
+
+    Attributes:
+        labels: class names in the order of the logits; unique.
+        preprocessing: how pictures become its input.
+        model: architecture name as `edgecls train --model` takes it.
+        precision: of the file that carries this manifest; a run folder's own says `fp32`.
+        training: the options and the data that made it, as JSON values.
+        metrics: measured figures by name; accuracies are fractions.
+        files: sha256 by file name, for the files of the run folder.
+        created: ISO 8601, UTC.
+    """
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    model: str
+    precision: Precision = "fp32"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    edgecls: str = __version__
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise RunError(f"manifest labels: expected two or more different names, got {list(self.labels)[:5]}")
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise RunError("manifest labels: expected non-empty names")
+        if self.precision not in get_args(Precision):
+            raise RunError(f"manifest precision {self.precision!r}: expected one of {', '.join(get_args(Precision))}")
+        if self.schema != SCHEMA:
+            raise RunError(
+                f"manifest schema {self.schema}: this edgecls ({__version__}) reads schema {SCHEMA}; "
+                f"the file was written by edgecls {self.edgecls}, use that version or export again"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Manifest:
+        """Read a manifest back, strictly.
+
+        Args:
+            text: JSON as `to_json` writes it.
+            source: where the text came from, for messages.
+
+        Raises:
+            RunError: not JSON, a field missing, unknown or of the wrong kind, another schema.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise RunError(f"{source}: the manifest is not JSON ({error}); the file is damaged") from error
+        if not isinstance(values, dict) or "preprocessing" not in values:
+            raise RunError(f"{source}: not an edgecls manifest: no 'preprocessing' in it")
+        schema = values.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise RunError(f"{source}: manifest schema {schema}, this edgecls reads {SCHEMA}: upgrade edgecls")
+        try:
+            values["preprocessing"] = _strict(Preprocessing, values["preprocessing"])
+            return _strict(cls, values)
+        except (TypeError, RunError) as error:
+            raise RunError(f"{source}: damaged manifest: {error}") from error
+
+
+_T = TypeVar("_T")
+
+
+def _strict(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    unknown = set(values) - {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown:
+        raise RunError(f"unknown {cls.__name__.lower()} fields {sorted(unknown)}; written by a newer edgecls?")
+    return cls(**values)

@@ -1,0 +1,174 @@
+"""The run folder: its file names, atomic writes, `runs/latest`, and finding a run by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from edgecls.errors import RunError
+from edgecls.manifest import Manifest, Precision
+
+RUNS: Final = Path("runs")
+LATEST: Final = "latest"
+
+MANIFEST: Final = "manifest.json"
+CHECKPOINT: Final = "checkpoint.pt"
+SPLIT: Final = "split.csv"
+HISTORY: Final = "history.csv"
+METRICS: Final = "metrics.json"
+FIGURES: Final = "figures"
+GOLDEN: Final = "golden.npz"
+CALIBRATION: Final = "calibration.json"
+EXPORT: Final = "export.json"
+MODEL_FILES: Final[Mapping[Precision, str]] = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+    "int8-cpu": "model.int8-cpu.onnx",
+}
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes `path`'s place only if the block ends well.
+
+    A killed or failed writer leaves the old file, or none, never a half-written one. (There is no fsync: it
+    cost seconds an epoch on a busy disk, and what it guards against is a power cut, not a kill.)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with a manifest in it."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it stands on disk.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        path = self.path(MANIFEST)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: no readable {MANIFEST} ({error.strerror}), so this is not a run folder; "
+                "make one with: edgecls train DATA"
+            ) from error
+        return Manifest.from_json(text, str(path))
+
+    def record(self, manifest: Manifest | None = None) -> Manifest:
+        """Write the manifest, with the sha256 of every file that the folder now holds."""
+        files = {
+            path.relative_to(self.folder).as_posix(): sha256_of(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
+        }
+        manifest = replace(manifest or self.manifest, files=files)
+        write_text(self.path(MANIFEST), manifest.to_json())
+        return manifest
+
+
+def create_run_folder(model: str, out: Path | None = None) -> Path:
+    """Make an empty folder for a run: `out`, or `runs/<time>-<model>`.
+
+    Raises:
+        RunError: `out` exists and is not empty, or cannot be made.
+    """
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{model.replace('/', '-')}"
+    folder = out or RUNS / stem
+    attempt = 1
+    while out is None and folder.exists():  # two runs within one second
+        attempt += 1
+        folder = RUNS / f"{stem}-{attempt}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not empty; name another folder with --out, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {folder}: {error.strerror}; name another with --out") from error
+    return folder
+
+
+def point_latest_at(folder: Path) -> None:
+    """Make `runs/latest` name this run, wherever it lies."""
+    RUNS.mkdir(exist_ok=True)
+    link = RUNS / LATEST
+    target = os.path.relpath(folder.resolve(), RUNS.resolve())
+    partial = RUNS / f".{LATEST}.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    os.replace(partial, link)
+
+
+def find_model(name: str | Path) -> Path:
+    """The run folder or model file that the user means by `name`; `latest` is the newest run.
+
+    Raises:
+        RunError: nothing there.
+    """
+    path = Path(name)
+    if str(name) == LATEST and not path.exists():
+        path = RUNS / LATEST
+        if not path.exists():
+            raise RunError(
+                f"there is no {path}, so no run has been made in this folder; "
+                "start with: edgecls train DATA, or name a run folder or a model file"
+            )
+    if not path.exists():
+        raise RunError(f"{name}: no such run folder or model file; `{LATEST}` names the newest run in ./{RUNS}")
+    return path.resolve() if path.is_symlink() else path
+
+
+def find_run(name: str | Path = LATEST) -> Run:
+    """The run folder that the user means by `name`.
+
+    Raises:
+        RunError: nothing there, or not a run folder.
+    """
+    path = find_model(name)
+    if not path.is_dir():
+        raise RunError(f"{name} is a file; expected a run folder, as edgecls train makes it")
+    run = Run(path)
+    run.manifest  # noqa: B018  raises where the folder is not a run
+    return run

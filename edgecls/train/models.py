@@ -1,0 +1,265 @@
+"""A model by name: its backbone, its new head, and the preprocessing that belongs to its weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.error import URLError
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgecls.errors import MissingExtra, OptionError, TrainingError
+from edgecls.manifest import Interpolation, Preprocessing
+from edgecls.train.efficientnet_lite import EfficientNetLite0, imagenet_weights_file
+from edgecls.train.scratch import PlainCnn, ResNet9
+
+SCRATCH: Final = ("cnn", "resnet9")
+TIMM_PREFIX: Final = "timm/"
+IMAGENET: Final = "imagenet"
+NONE: Final = "none"
+
+_BACKBONE: Final = "backbone."  # prefix of PixelClassifier's state dict
+
+StateDict = Mapping[str, Tensor]
+
+
+class PixelClassifier(nn.Module):
+    """Pixels in, logits out; the one module that is trained, kept as checkpoint and exported.
+
+    images: (n, h, w, 3) uint8, RGB -> logits (n, n_classes) float32. Scaling and mean/std are inside, so no
+    one retypes them. The batch stays in NHWC order in memory, which PyTorch knows as channels-last.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, n_features: int, n_classes: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        # 0..255 rather than 0..1: one subtraction and one division of what the files hold
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255)
+        self.backbone = backbone
+        self.head = nn.Linear(n_features, n_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, h, w, 3) uint8 -> what the head sees, (n, n_features)."""
+        # Cast before Transpose: TensorRT refuses to transpose uint8
+        x = images.to(self.mean.dtype).permute(0, 3, 1, 2)
+        return cast(Tensor, self.backbone((x - self.mean) / self.std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.features(images))).float()
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What decides a network.
+
+    Attributes:
+        model: `cnn`, `resnet9`, `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`.
+        weights: `imagenet`, `none`, or a file with a state dict.
+        size_hw: input size; None for the size that the weights were made for (scratch networks need one).
+        width: channels of the first layer of `cnn` and `resnet9`.
+    """
+
+    model: str
+    weights: str = NONE
+    size_hw: tuple[int, int] | None = None
+    width: int = 16
+
+    def __post_init__(self) -> None:
+        if self.model in SCRATCH and self.weights == IMAGENET:
+            raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
+        if self.width < 1:
+            raise OptionError(f"--width {self.width}: expected 1 or more channels")
+
+
+def build(options: BuildOptions, n_classes: int) -> tuple[PixelClassifier, Preprocessing]:
+    """A classifier with a fresh head, and the preprocessing of its weights.
+
+    Raises:
+        OptionError: unknown model, or a weights file that does not fit it.
+        MissingExtra: timm or the EfficientNet-Lite0 weights are not installed.
+        TrainingError: the weights cannot be downloaded.
+    """
+    if options.model in SCRATCH:
+        backbone, n_features, preprocessing = _scratch(options)
+    elif options.model == "efficientnet_lite0":
+        backbone, n_features, preprocessing = _efficientnet_lite0(options)
+    elif options.model.startswith(TIMM_PREFIX):
+        backbone, n_features, preprocessing = _timm(options)
+    else:
+        backbone, n_features, preprocessing = _torchvision(options)
+    if options.size_hw:
+        preprocessing = replace(preprocessing, size_hw=options.size_hw)
+    return PixelClassifier(backbone, n_features, n_classes, preprocessing), preprocessing
+
+
+_Backbone = tuple[nn.Module, int, Preprocessing]
+
+
+def _scratch(options: BuildOptions) -> _Backbone:
+    if options.size_hw is None:
+        raise OptionError(f"{options.model} has no size of its own; give --image-size")
+    network: PlainCnn | ResNet9
+    network = PlainCnn(options.size_hw, options.width) if options.model == "cnn" else ResNet9(options.width)
+    if options.weights != NONE:
+        _load_strictly(network, _backbone_part(read_state_dict(options.weights)), options)
+    return network, network.n_features, Preprocessing(size_hw=options.size_hw, crop_fraction=1.0)
+
+
+def _efficientnet_lite0(options: BuildOptions) -> _Backbone:
+    network = EfficientNetLite0()
+    file = str(imagenet_weights_file()) if options.weights == IMAGENET else options.weights
+    n_features = _own_weights(network, "_fc", file, options, lambda: _without_head(network, "_fc"))
+    return network, n_features, Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+def _torchvision(options: BuildOptions) -> _Backbone:
+    models = torchvision.models
+    known = models.list_models(module=models)
+    if options.model not in known:
+        names = [*SCRATCH, "efficientnet_lite0", *known]
+        close = difflib.get_close_matches(options.model, names, n=3, cutoff=0.5)
+        hint = f" (close: {', '.join(close)})" if close else ""
+        raise OptionError(
+            f"--model {options.model}: no such model{hint}; known are {', '.join(SCRATCH)}, efficientnet_lite0, "
+            f"torchvision's classifiers such as mobilenet_v2 or efficientnet_b0, and timm's as {TIMM_PREFIX}NAME"
+        )
+    weights = models.get_model_weights(options.model).DEFAULT
+    # googlenet and inception want their auxiliary heads with ImageNet weights and drop them after loading
+    network = _downloaded(
+        lambda: models.get_model(options.model, weights=weights if options.weights == IMAGENET else None)
+    )
+    head = _last_linear(network)
+    n_features = _own_weights(network, head, options.weights, options, lambda: _without_head(network, head))
+    preset: Any = weights.transforms()
+    size, resized = preset.crop_size[0], preset.resize_size[0]
+    preprocessing = Preprocessing((size, size), crop_fraction=size / resized, mean=preset.mean, std=preset.std)
+    return network, n_features, preprocessing
+
+
+def _timm(options: BuildOptions) -> _Backbone:
+    try:
+        import timm  # noqa: PLC0415  slow to load, and only for its own models
+    except ImportError as error:
+        raise MissingExtra(f"--model {options.model}", "train") from error
+    name = options.model.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise OptionError(
+            f"--model {options.model}: timm has no {name!r}" + (f"; close: {', '.join(close)}" if close else "")
+        )
+    network = _downloaded(lambda: timm.create_model(name, pretrained=options.weights == IMAGENET))
+    config = timm.data.resolve_model_data_config(network)
+    size_hw = (config["input_size"][1], config["input_size"][2])
+    interpolation: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
+
+    def remove_head() -> int:
+        network.reset_classifier(0)
+        return _n_features(network, options.size_hw or size_hw)
+
+    n_features = _own_weights(network, network.default_cfg["classifier"], options.weights, options, remove_head)
+    return network, n_features, Preprocessing(
+        size_hw, crop_fraction=config["crop_pct"], interpolation=interpolation, mean=config["mean"], std=config["std"]
+    )  # fmt: skip
+
+
+def _n_features(network: nn.Module, size_hw: tuple[int, int]) -> int:
+    # timm's own num_features is not what the head sees in every family; one blank image tells
+    network.eval()
+    with torch.inference_mode():
+        features = network(torch.zeros(1, 3, *size_hw))
+    network.train()
+    return int(features.shape[1])
+
+
+def _last_linear(network: nn.Module) -> str:
+    """Name of the layer that makes the logits: the last Linear, or SqueezeNet's last convolution."""
+    if isinstance(network, torchvision.models.SqueezeNet):
+        return "classifier.1"
+    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return str(linears[-1])
+
+
+def _without_head(network: nn.Module, head: str) -> int:
+    layer = network.get_submodule(head)
+    if isinstance(layer, nn.Conv2d):  # SqueezeNet classifies every place, then pools: pool first, same mean
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        network.set_submodule("classifier", pool)
+        return layer.in_channels
+    network.set_submodule(head, nn.Identity())
+    return cast(nn.Linear, layer).in_features
+
+
+def _downloaded(make: Callable[[], nn.Module]) -> Any:
+    try:
+        return make()
+    except (URLError, OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"the ImageNet weights could not be downloaded ({error}). Offline, use --model efficientnet_lite0, "
+            "whose weights come in a package, --weights FILE with a state dict you have, or --weights none"
+        ) from error
+
+
+def read_state_dict(file: str | Path) -> StateDict:
+    """Tensors by name from a PyTorch or safetensors file; pickled code is refused, never run.
+
+    Raises:
+        OptionError: no such file, not a state dict, or code in it.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise OptionError(f"--weights {file}: expected {IMAGENET}, {NONE}, or a file with a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors for a file that is not its own
+        raise OptionError(
+            f"--weights {file}: not a state dict of tensors only: {str(error).splitlines()[0]}"
+        ) from error
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise OptionError(f"--weights {file}: expected a state dict (tensors by name), got {type(values).__name__}")
+    return values
+
+
+def _own_weights(
+    network: nn.Module, head: str, file: str, options: BuildOptions, remove_head: Callable[[], int]
+) -> int:
+    """Load a weights file, if one is named, and take the head off; returns the number of features.
+
+    The file is either an edgecls checkpoint, whose backbone fits once the head is off, or a state dict of the
+    whole network, with as many classes as it has.
+    """
+    state = {} if file in (NONE, IMAGENET) else read_state_dict(file)
+    is_checkpoint = any(name.startswith(_BACKBONE) for name in state)
+    if state and not is_checkpoint:
+        rows, layer = state.get(f"{head}.weight"), network.get_submodule(head)
+        if rows is not None and isinstance(layer, nn.Linear) and len(rows) != layer.out_features:
+            network.set_submodule(head, nn.Linear(layer.in_features, len(rows), bias=layer.bias is not None))
+        _load_strictly(network, state, options)
+    n_features = remove_head()
+    if is_checkpoint:
+        _load_strictly(network, _backbone_part(state), options)
+    return n_features
+
+
+def _backbone_part(state: StateDict) -> StateDict:
+    return {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
+
+
+def _load_strictly(network: nn.Module, state: StateDict, options: BuildOptions) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OptionError(f"--weights {options.weights}: not weights of {options.model}: {reason}") from error
