@@ -116,7 +116,9 @@ def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
     if image is None:
         raise ImageError(f"damaged or truncated: the {header.format} data cannot be decoded")
     if flags == cv2.IMREAD_UNCHANGED:
-        image = _rgb_from_unchanged(image, target.background if target else Preprocessing().background)
+        # libtiff hands out 8-bit colours multiplied by their alpha already
+        premultiplied = header.format == "TIFF" and image.dtype == np.uint8
+        image = _rgb_from_unchanged(image, (target or Preprocessing()).background, premultiplied=premultiplied)
     pixels = cast(Pixels, image)
     return pixels if header.format == "TIFF" else _upright(pixels, header.orientation)  # OpenCV turns TIFF itself
 
@@ -132,7 +134,7 @@ def _reduced(header: ImageHeader, target: Preprocessing | None) -> int:
     return _JPEG_FLAGS
 
 
-def _rgb_from_unchanged(image: NDArray[Any], background: tuple[int, int, int]) -> Pixels:
+def _rgb_from_unchanged(image: NDArray[Any], background: tuple[int, int, int], *, premultiplied: bool) -> Pixels:
     if image.dtype == np.uint16:
         image = np.rint(image / 257).astype(np.uint8)  # 65535 / 257 = 255
     if image.dtype != np.uint8:
@@ -143,8 +145,8 @@ def _rgb_from_unchanged(image: NDArray[Any], background: tuple[int, int, int]) -
         return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     rgba = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
     alpha = rgba[:, :, 3:].astype(np.float32) / 255
-    rgb = rgba[:, :, :3] * alpha + np.array(background, np.float32) * (1 - alpha)
-    return np.rint(rgb).astype(np.uint8)
+    rgb = rgba[:, :, :3] * (1 if premultiplied else alpha) + np.array(background, np.float32) * (1 - alpha)
+    return np.rint(rgb).clip(0, 255).astype(np.uint8)
 
 
 def _upright(image: Pixels, orientation: int) -> Pixels:

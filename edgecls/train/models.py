@@ -24,6 +24,7 @@ TIMM_PREFIX: Final = "timm/"
 IMAGENET: Final = "imagenet"
 NONE: Final = "none"
 
+_INCEPTIONS: Final = ("googlenet", "inception_v3")
 _BACKBONE: Final = "backbone."  # prefix of PixelClassifier's state dict
 
 StateDict = Mapping[str, Tensor]
@@ -133,12 +134,20 @@ def _torchvision(options: BuildOptions) -> _Backbone:
             f"torchvision's classifiers such as mobilenet_v2 or efficientnet_b0, and timm's as {TIMM_PREFIX}NAME"
         )
     weights = models.get_model_weights(options.model).DEFAULT
-    # googlenet and inception want their auxiliary heads with ImageNet weights and drop them after loading
-    network = _downloaded(
-        lambda: models.get_model(options.model, weights=weights if options.weights == IMAGENET else None)
-    )
+    published = weights if options.weights == IMAGENET else None
+    # the inception pair scales its input once more where ImageNet weights ask for it; a checkpoint is rebuilt
+    # without them and must answer alike, so it always does
+    settings = {"transform_input": True} if options.model in _INCEPTIONS else {}
+    if settings and not published:
+        settings["init_weights"] = True
+    network = _downloaded(lambda: models.get_model(options.model, weights=published, **settings))
     head = _last_linear(network)
     n_features = _own_weights(network, head, options.weights, options, lambda: _without_head(network, head))
+    if options.model in _INCEPTIONS:  # their auxiliary heads know other classes
+        network.aux_logits = False
+        for auxiliary in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(network, auxiliary):
+                setattr(network, auxiliary, None)
     preset: Any = weights.transforms()
     size, resized = preset.crop_size[0], preset.resize_size[0]
     preprocessing = Preprocessing((size, size), crop_fraction=size / resized, mean=preset.mean, std=preset.std)

@@ -32,7 +32,7 @@ from edgecls.runs import (
 )
 from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.checkpoint import load_checkpoint, logits_of
-from edgecls.train.loop import Device, Epoch, LoopOptions, Phase, Recorder, fit
+from edgecls.train.loop import Device, Epoch, LoopOptions, Phase, Recorder, fit, keep_freed_memory
 from edgecls.train.models import IMAGENET, NONE, SCRATCH, BuildOptions, PixelClassifier, build
 from edgecls.train.pixels import Batches, decode_images
 
@@ -150,6 +150,7 @@ def train(
         OptionError, DatasetError, TrainingError, MissingExtra, RunError: with what to do next.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     L.seed_everything(options.seed, verbose=False)
     dataset = open_dataset(options.data, val_fraction=options.val_fraction, seed=options.seed)
     size_hw = _size_hw(options, dataset)

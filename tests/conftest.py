@@ -1,0 +1,84 @@
+"""Pictures and runs that several tests need; all of it is made here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgecls.images import Pixels
+
+
+def draw(kind: str, seed: int, size: int = 24) -> Pixels:
+    """A `stripes` or `checks` picture in random colours, (size, size, 3) uint8, that a tiny network can learn."""
+    rng = np.random.default_rng(seed)
+    low, high = rng.integers(0, 90, 3), rng.integers(160, 256, 3)
+    y, x = np.mgrid[:size, :size]
+    period = int(rng.integers(4, 7))
+    on = (y // period) % 2 == 0 if kind == "stripes" else ((y // period) + (x // period)) % 2 == 0
+    noise = rng.normal(0, 8, (size, size, 3))
+    return np.clip(np.where(on[..., None], high, low) + noise, 0, 255).astype(np.uint8)
+
+
+def write_image(path: Path, rgb: Pixels) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ok, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    assert ok
+    path.write_bytes(data.tobytes())
+    return path
+
+
+def write_class_folders(root: Path, n: int, first_seed: int = 0, size: int = 24) -> Path:
+    for offset, kind in enumerate(("checks", "stripes")):
+        for index in range(n):
+            write_image(root / kind / f"{index}.png", draw(kind, first_seed + 2 * index + offset, size))
+    return root
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CNN that was trained and exported with INT8: the run folder, the photos beside it in `photos`."""
+    from edgecls.calibration.sample import SampleOptions
+    from edgecls.export.run import ExportOptions, export
+    from edgecls.train.run import TrainOptions, train
+
+    root = tmp_path_factory.mktemp("trained")
+    photos = write_class_folders(root / "photos", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        options = TrainOptions(
+            photos,
+            model="cnn",
+            width=8,
+            image_size=24,
+            epochs=12,
+            batch_size=16,
+            lr=0.05,
+            out=root / "run",
+            device="cpu",
+        )
+        result = train(options)
+        export(ExportOptions(str(result.run), int8=True, sample=SampleOptions(32)))
+    return result.run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Class folders with a dozen pictures each, that the exported run has not seen."""
+    return write_class_folders(tmp_path / "photos", 12, first_seed=10_000)
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

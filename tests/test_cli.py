@@ -1,0 +1,151 @@
+"""The command line: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edgecls import cli
+from edgecls.calibration.sample import SampleOptions
+from edgecls.export.run import ExportOptions
+from edgecls.runtime.predict import PredictOptions
+from edgecls.train.run import TrainOptions
+
+runner = CliRunner()
+EDGECLS = [sys.executable, "-m", "edgecls.cli"]
+
+
+def invoke(*arguments: object) -> Any:
+    return runner.invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_help_names_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ("train", "export", "predict", "demo"):
+        assert command in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "differing"),
+    [
+        (cli.train, [TrainOptions], set()),
+        (cli.export, [ExportOptions, SampleOptions], {"sample", "n_images"}),
+        # rows go to standard output from Python and to predictions.csv from the command line
+        (cli.predict, [PredictOptions], {"sources"}),
+    ],
+    ids=["train", "export", "predict"],
+)
+def test_the_flags_have_the_defaults_of_the_library(command: Any, options: list[Any], differing: set[str]) -> None:
+    flags = inspect.signature(command).parameters
+    for field in [field for each in options for field in fields(each)]:
+        if field.name in differing:
+            continue
+        name = "row_format" if field.name == "format" else field.name
+        default = flags[name].default
+        assert getattr(default, "value", default) == field.default, field.name
+    assert inspect.signature(cli.export).parameters["calibration_images"].default == SampleOptions().n_images
+
+
+def test_the_three_commands_run_as_they_stand(in_empty_folder: Path, photos: Path) -> None:
+    photos.rename("data")
+    trained = invoke("train", "--model", "cnn", "--image-size", 16, "--width", 4, "--epochs", 2, "--device", "cpu")
+    assert trained.exit_code == 0, trained.output
+    assert "validation accuracy" in trained.output
+    exported = invoke("export", "--int8", "--calibration-images", 8)
+    assert exported.exit_code == 0, exported.output
+    assert "INT8 for CPUs" in exported.output
+    predicted = invoke("predict", "data")
+    assert predicted.exit_code == 0, predicted.output
+    for words in ("accuracy", "img/s", "p50", "bottleneck", "predictions.csv"):
+        assert words in predicted.output
+    assert len(Path("predictions.csv").read_text().splitlines()) == 25
+
+
+def test_json_is_one_object_on_standard_output(in_empty_folder: Path, photos: Path) -> None:
+    trained = invoke("train", photos, "--model", "cnn", "--image-size", 16, "--width", 4, "--epochs", 1, "--json")
+    assert {"run", "validation_accuracy", "seconds"} <= set(json.loads(trained.stdout))
+    exported = json.loads(invoke("export", "--int8", "--calibration-images", 8, "--json").stdout)
+    assert {"run", "verdict"} <= set(exported)
+    for precision in ("fp32", "int8", "int8-cpu"):
+        assert {"accuracy", "agreement", "images_per_second", "bytes"} <= set(exported["precisions"][precision])
+    report = json.loads(invoke("predict", photos, "--json").stdout)
+    assert {"images", "errors", "accuracy", "images_per_second", "stages", "bottleneck"} <= set(report)
+
+
+def test_rows_can_be_piped_and_the_table_goes_to_standard_error(exported_run: Path, photos: Path) -> None:
+    result = invoke("predict", photos, "--model", exported_run, "--out", "-", "--top-k", 2)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "path,status,label,probability,reason,label_2,probability_2"
+    assert len(lines) == 25
+    assert "bottleneck" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(exported_run: Path, photos: Path) -> None:
+    predict = " ".join([*EDGECLS, "predict", *[str(photos)] * 40, "--model", str(exported_run), "--out", "-"])
+    result = subprocess.run(["bash", "-c", f"{predict} | head -n 1"], capture_output=True, text=True, check=False)
+    assert result.stdout == "path,status,label,probability,reason\n"
+    assert "Traceback" not in result.stderr
+
+
+def test_error_rows_give_exit_code_3(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:
+    (photos / "broken.jpg").write_text("text")
+    result = invoke("predict", photos, "--model", exported_run)
+    assert result.exit_code == 3
+    assert "1 could not be read" in result.output
+    strict = invoke("predict", photos, "--model", exported_run, "--strict")
+    assert strict.exit_code == 1
+    assert "error: broken.jpg: not an image" in strict.stderr
+
+
+WRONG = [
+    pytest.param(["train", "dta"], 1, "dta: no such folder or CSV", id="a mistyped data folder"),
+    pytest.param(["train", "--model", "resnet9", "--weights", "imagenet"], 1, "no such folder", id="no data folder"),
+    pytest.param(["train", "--epochs", "0"], 1, "--epochs 0: expected 1 or more", id="no epochs"),
+    pytest.param(["train", "--epochs", "many"], 2, "valid integer", id="epochs in words"),
+    pytest.param(["train", "--device", "tpu"], 2, "tpu", id="an unknown device"),
+    pytest.param(["train", "--modle", "cnn"], 2, "No such option", id="a mistyped flag"),
+    pytest.param(["export", "runs/x"], 1, "no such run folder", id="a mistyped run"),
+    pytest.param(["export"], 1, "edgecls train DATA", id="export before train"),
+    pytest.param(["predict"], 2, "Missing argument", id="nothing to predict"),
+    pytest.param(["predict", "photos"], 1, "edgecls train DATA", id="predict before train"),
+    pytest.param(["predict", "photos", "--json", "--out", "-"], 1, "both want standard output", id="two outputs"),
+    pytest.param(["predct"], 2, "No such command", id="a mistyped command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "exit_code", "message"), WRONG)
+def test_a_mistake_gets_a_message_and_no_traceback(
+    in_empty_folder: Path, arguments: list[str], exit_code: int, message: str
+) -> None:
+    result = invoke(*arguments)
+    plain = re.sub(r"[\s│╭╮╰╯─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+    assert (result.exit_code, "Traceback" in plain) == (exit_code, False), plain
+    assert message in plain
+
+
+def test_the_version_is_printed() -> None:
+    from edgecls.version import __version__
+
+    assert invoke("--version").stdout == f"edgecls {__version__}\n"
+
+
+def test_the_demo_goes_the_whole_way(in_empty_folder: Path) -> None:
+    result = invoke("demo", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["prediction"]["accuracy"] > 0.95
+    assert report["prediction"]["precision"] == "int8-cpu"
+    assert report["prediction"]["images"] == 450
+    assert report["export"]["precisions"]["int8-cpu"]["agreement"] > 0.97

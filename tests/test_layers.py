@@ -1,0 +1,87 @@
+"""What ships to the device stands without torch, and help answers without anything heavy."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgecls
+
+TORCH = ("torch", "torchvision", "lightning", "timm")
+
+# modules that may load torch: training, the export from torch, and those that call them
+NEEDS_TORCH = ("edgecls.train", "edgecls.export.onnx", "edgecls.export.run", "edgecls.demo")
+
+BLOCK = f"""
+import sys
+for name in {TORCH!r}:
+    sys.modules[name] = None  # any import of it now raises ImportError
+"""
+
+
+def python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def modules() -> list[str]:
+    return [info.name for info in pkgutil.walk_packages(edgecls.__path__, "edgecls.")]
+
+
+def test_every_module_but_training_imports_with_torch_blocked() -> None:
+    names = [name for name in modules() if not name.startswith(NEEDS_TORCH)]
+    assert "edgecls.runtime.predict" in names
+    assert "edgecls.export.int8" in names
+    result = python(BLOCK + "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
+    assert result.returncode == 0, result.stderr
+
+
+def test_predict_runs_with_torch_blocked(exported_run: Path, photos: Path, tmp_path: Path) -> None:
+    code = f"from edgecls.cli import app; app(['predict', {str(photos)!r}, '--model', {str(exported_run)!r}])"
+    result = python(BLOCK + code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
+
+
+def test_train_without_torch_names_the_extra(tmp_path: Path) -> None:
+    result = python(BLOCK + "from edgecls.cli import app; app(['train'])", cwd=tmp_path)
+    assert result.returncode == 1
+    assert 'pip install "edgecls[train]"' in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_predict_without_onnxruntime_names_the_extra(exported_run: Path, photos: Path, tmp_path: Path) -> None:
+    arguments = ["predict", str(photos), "--model", str(exported_run)]
+    result = python(
+        f"import sys; sys.modules['onnxruntime'] = None\nfrom edgecls.cli import app; app({arguments!r})", tmp_path
+    )
+    assert result.returncode == 1
+    assert 'pip install "edgecls[cpu]"' in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from edgecls.cli import app
+try:
+    app({arguments!r})
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", sorted(set(sys.modules) & {{"numpy", "cv2", "onnxruntime", "matplotlib", "sklearn", *{TORCH!r}}}))
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert "loaded: []" in result.stdout
+
+
+def test_the_public_door_is_what_it_says() -> None:
+    assert edgecls.__all__ == sorted(edgecls.__all__)
+    for name in edgecls.__all__:
+        assert getattr(edgecls, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Clasifier'"):
+        edgecls.Clasifier  # noqa: B018

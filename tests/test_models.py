@@ -1,0 +1,186 @@
+"""Models by name, their weights, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from torch import nn
+
+from edgecls import images
+from edgecls.errors import OptionError, TrainingError
+from edgecls.manifest import Preprocessing
+from edgecls.train import models
+from edgecls.train.efficientnet_lite import EfficientNetLite0, SamePadConv2d, load_imagenet_weights
+from edgecls.train.models import BuildOptions, PixelClassifier, build
+
+LITE0_PIXELS = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+SKLEARN_PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
+PHOTOS = [
+    pytest.param(SKLEARN_PHOTOS / "flower.jpg", 985, 1, id="a flower is a daisy"),
+    pytest.param(SKLEARN_PHOTOS / "china.jpg", 698, 1, id="the Summer Palace is a palace"),
+    pytest.param(
+        Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
+        652,
+        4,
+        id="Rear Admiral Hopper in uniform",
+    ),
+]
+
+
+@pytest.mark.parametrize(("photo", "imagenet_class", "rank"), PHOTOS)
+def test_efficientnet_lite0_classifies_real_photos_offline(photo: Path, imagenet_class: int, rank: int) -> None:
+    network = EfficientNetLite0().eval()
+    load_imagenet_weights(network)
+    pixels = torch.from_numpy(images.load(photo, LITE0_PIXELS))[None].permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        logits = network((pixels - 127) / 128)
+    assert imagenet_class in logits.topk(rank).indices[0]
+
+
+def test_the_built_classifier_has_the_backbone_and_the_scaling_of_the_published_network() -> None:
+    classifier, preprocessing = build(BuildOptions("efficientnet_lite0", "imagenet"), 3)
+    assert preprocessing == LITE0_PIXELS
+    network = EfficientNetLite0()
+    load_imagenet_weights(network)
+    network._fc = nn.Identity()  # type: ignore[assignment]
+    pixels = torch.from_numpy(images.load(SKLEARN_PHOTOS / "flower.jpg", preprocessing))[None]
+    with torch.inference_mode():
+        expected = network.eval()((pixels.permute(0, 3, 1, 2).float() - 127) / 128)
+        got = classifier.eval().features(pixels)
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [7, 8, 112, 113])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_same_padding_gives_tensorflows_output_size(size: int, kernel: int, stride: int) -> None:
+    output = SamePadConv2d(1, 1, kernel, stride)(torch.zeros(1, 1, size, size))
+    assert output.shape[2:] == (-(-size // stride),) * 2
+
+
+def test_same_padding_puts_the_odd_pixel_right_and_below() -> None:
+    convolution = SamePadConv2d(1, 1, 3, 2, bias=False)
+    nn.init.ones_(convolution.weight)
+    output = convolution(torch.arange(16.0).view(1, 1, 4, 4))
+    assert output[0, 0].tolist() == [[45, 39], [66, 50]]  # top left sees 3 x 3 pixels, bottom right 2 x 2
+
+
+FAMILIES = [
+    ("mobilenet_v2", 2_223_872 + 3 * 1281),
+    ("mobilenet_v3_small", 1_517_856 + 3 * 1025),
+    ("mobilenet_v3_large", 4_202_032 + 3 * 1281),
+    ("efficientnet_b0", 4_007_548 + 3 * 1281),
+    ("squeezenet1_1", 722_496 + 3 * 513),
+    ("googlenet", 5_599_904 + 3 * 1025),
+    ("densenet121", 6_953_856 + 3 * 1025),
+    ("shufflenet_v2_x0_5", 341_792 + 3 * 1025),
+    ("efficientnet_lite0", 3_371_008 + 3 * 1281),
+    ("timm/mobilenetv4_conv_small", 2_493_024 + 3 * 1281),
+]
+
+
+@pytest.mark.parametrize(("name", "n_parameters"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_a_family_is_built_by_name_with_a_new_head(name: str, n_parameters: int) -> None:
+    classifier, preprocessing = build(BuildOptions(name), 3)
+    batch = torch.zeros(2, *preprocessing.size_hw, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        assert classifier.eval()(batch).shape == (2, 3)
+        assert classifier.train()(batch).shape == (2, 3)  # no auxiliary outputs while training either
+    assert sum(p.numel() for p in classifier.parameters()) == n_parameters
+
+
+@pytest.mark.parametrize(("name", "size"), [("cnn", 8), ("cnn", 32), ("cnn", 100), ("resnet9", 32), ("resnet9", 64)])
+def test_scratch_networks_take_the_size_that_is_asked_for(name: str, size: int) -> None:
+    classifier, preprocessing = build(BuildOptions(name, size_hw=(size, size)), 5)
+    assert preprocessing.size_hw == (size, size)
+    assert preprocessing.crop_fraction == 1
+    assert classifier(torch.zeros(2, size, size, 3, dtype=torch.uint8)).shape == (2, 5)
+
+
+def test_the_weights_own_preprocessing_travels_with_them() -> None:
+    _, preprocessing = build(BuildOptions("mobilenet_v2"), 2)
+    assert preprocessing == Preprocessing((224, 224), crop_fraction=224 / 232)
+    assert preprocessing.covered_hw == (232, 232)
+
+
+def test_a_mistyped_model_is_an_error_that_names_close_ones() -> None:
+    with pytest.raises(OptionError, match=r"no such model \(close: .*mobilenet_v2"):
+        build(BuildOptions("mobilnet_v2"), 2)
+    with pytest.raises(OptionError, match="timm has no 'mobilnetv4_conv_small'; close: mobilenetv4_conv_small"):
+        build(BuildOptions("timm/mobilnetv4_conv_small"), 2)
+
+
+def test_imagenet_weights_of_a_scratch_network_do_not_exist() -> None:
+    with pytest.raises(OptionError, match="there are none for cnn"):
+        BuildOptions("cnn", "imagenet")
+
+
+def test_without_a_network_the_download_error_says_what_works_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(models.torchvision.models, "get_model", unreachable)
+    with pytest.raises(TrainingError, match=r"could not be downloaded.*--model efficientnet_lite0"):
+        build(BuildOptions("mobilenet_v2", "imagenet"), 2)
+
+
+def weights_of(classifier: PixelClassifier) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in classifier.backbone.parameters()])
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "squeezenet1_1", "efficientnet_lite0", "timm/mobilenetv4_conv_small"]
+)
+def test_a_checkpoint_of_other_classes_gives_its_backbone(name: str, tmp_path: Path) -> None:
+    trained, _ = build(BuildOptions(name), 7)
+    torch.save(trained.state_dict(), tmp_path / "checkpoint.pt")
+    classifier, _ = build(BuildOptions(name, str(tmp_path / "checkpoint.pt")), 2)
+    assert torch.equal(weights_of(classifier), weights_of(trained))
+    assert classifier.head.out_features == 2
+
+
+def test_a_state_dict_of_the_whole_network_loads_whatever_its_classes(tmp_path: Path) -> None:
+    published = models.torchvision.models.mobilenet_v3_small(num_classes=11)
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    classifier, _ = build(BuildOptions("mobilenet_v3_small", str(tmp_path / "published.pth")), 2)
+    expected = published.features[0][0].weight
+    assert torch.equal(classifier.backbone.features[0][0].weight, expected)  # type: ignore[index, union-attr]
+
+
+class _Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
+
+
+def test_a_weights_file_with_code_in_it_is_refused_and_not_run(in_empty_folder: Path) -> None:
+    Path("evil.pt").write_bytes(pickle.dumps({"weight": _Code()}))
+    with pytest.raises(OptionError, match="not a state dict of tensors only"):
+        build(BuildOptions("mobilenet_v3_small", "evil.pt"), 2)
+    assert not Path("executed").exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(OptionError, match="not weights of mobilenet_v3_small"):
+        build(BuildOptions("mobilenet_v3_small", str(tmp_path / "other.pt")), 2)
+
+
+def test_a_weights_file_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(OptionError, match="expected imagenet, none, or a file"):
+        build(BuildOptions("mobilenet_v3_small", "imagnet"), 2)
+
+
+def test_pixels_are_scaled_inside_the_network() -> None:
+    classifier, preprocessing = build(BuildOptions("cnn", size_hw=(8, 8)), 2)
+    seen: list[torch.Tensor] = []
+    classifier.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    classifier(torch.from_numpy(pixels))
+    expected = (pixels / 255 - preprocessing.mean) / preprocessing.std
+    assert np.allclose(seen[0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
