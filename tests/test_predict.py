@@ -340,7 +340,7 @@ def test_a_manifest_that_does_not_fit_its_graph_is_refused(exported_run: Path, t
 
     import onnx
 
-    from edgecls.export.onnx import embed_manifest
+    from edgecls.export.graph import embed_manifest
 
     graph = onnx.load(exported_run / "model.onnx")
     embed_manifest(graph, replace(Run(exported_run).manifest, labels=("a", "b", "c")))

@@ -18,15 +18,21 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgecls.calibration.ranges import Calibration
 from edgecls.errors import ExportError
+from edgecls.export.graph import PIXEL_SCALE
 from edgecls.runs import atomic_path, sha256_of
 
 Flavour = Literal["int8", "int8-cpu"]
 
-# Where the time goes, and what must stay in integers between two of those. What is not here (scaling of the
-# pixels, Sigmoid and Mul of squeeze-excite, the mean before the head) stays float.
+# Where the time goes, and what must stay in integers between two of those. What is not here (Sigmoid and Mul of
+# squeeze-excite, the mean before the head) stays float.
 QUANTIZED_OPS: Final = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat",
 )  # fmt: skip
+
+# TensorRT fuses a convolution with the activation behind it if nothing stands between them: there, only the inputs of
+# these are quantised. (With Q/DQ between the two, symmetric int8 lost 1.3 points on cats and dogs.) On CPUs a uint8
+# range that starts at zero takes the activation's place, so there it must be among the quantised.
+_WITH_QUANTIZED_INPUTS: Final = ("Conv", "Gemm", "MatMul", "Add")
 
 _ACTIVATIONS: Final = {"int8": QuantType.QInt8, "int8-cpu": QuantType.QUInt8}
 
@@ -49,7 +55,7 @@ def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, out:
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in calibration.ranges.items()
     }
-    symmetric = flavour == "int8"
+    for_tensorrt = flavour == "int8"
     graph = onnx.load(model)
     quantizer = QDQQuantizer(
         graph,
@@ -59,13 +65,13 @@ def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, out:
         activation_qType=_ACTIVATIONS[flavour],
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
         nodes_to_quantize=[],
-        nodes_to_exclude=[],
-        op_types_to_quantize=list(QUANTIZED_OPS),
+        nodes_to_exclude=_kept_in_float(graph),
+        op_types_to_quantize=list(_WITH_QUANTIZED_INPUTS if for_tensorrt else QUANTIZED_OPS),
         extra_options={
-            "ActivationSymmetric": symmetric,
+            "ActivationSymmetric": for_tensorrt,
             "WeightSymmetric": True,
             # the logits leave the last Gemm in float: 256 steps over their whole range would blur probabilities
-            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            "OpTypesToExcludeOutputQuantization": list(_WITH_QUANTIZED_INPUTS if for_tensorrt else ("Gemm", "MatMul")),
         },
     )
     quantizer.quantize_model()
@@ -74,3 +80,19 @@ def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, out:
     quantized.metadata_props.extend(graph.metadata_props)
     with atomic_path(out) as partial:
         onnx.save(quantized, partial)
+
+
+def _kept_in_float(graph: onnx.ModelProto) -> list[str]:
+    """The convolution that scales the pixels, and in depthwise networks the two at the head of the way.
+
+    Where a depthwise convolution follows the first one, the two see few channels of very different ranges: left in
+    float they halve the error of EfficientNet-Lite0's logits (mean square 0.0179 to 0.0103 for TensorRT's graph, 0.0122
+    to 0.0081 for CPUs) for 4 % of the multiplications; 512 calibration and 675 other photos of cats and dogs.
+    """
+    shapes = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
+    scaling, *convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    if PIXEL_SCALE not in scaling.input:
+        raise ExportError("the first convolution of this graph does not scale pixels; was it exported by edgecls?")
+    stem = convolutions[:2]
+    is_depthwise = len(stem) == 2 and shapes[stem[1].input[1]][1] == 1  # one input channel a filter
+    return [node.name for node in (scaling, *(stem if is_depthwise else ()))]

@@ -15,9 +15,10 @@ from edgecls.calibration.ranges import calibrate
 from edgecls.calibration.sample import SampleOptions, draw_calibration_set
 from edgecls.datasets import Dataset, read_split
 from edgecls.errors import RunError
+from edgecls.export.graph import embed_manifest
 from edgecls.export.int8 import QUANTIZED_OPS, Flavour, int8_from_onnx
 from edgecls.export.measure import Measurement, measure
-from edgecls.export.onnx import embed_manifest, onnx_from_checkpoint
+from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.export.parity import Golden, Parity, check_parity
 from edgecls.manifest import Precision
 from edgecls.runs import (

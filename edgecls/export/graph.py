@@ -1,0 +1,22 @@
+"""What every ONNX file of edgecls has in common: the names in it, and the manifest inside."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx
+
+from edgecls.manifest import METADATA_KEY, Manifest
+
+OPSET: Final = 20  # the highest that TensorRT 10.3 (JetPack 6) reads; FP16 scales in Q/DQ need 19
+
+INPUT: Final = "images"  # uint8 (n, h, w, 3), RGB, dynamic n
+OUTPUT: Final = "logits"  # float32 (n, n_classes)
+PIXEL_SCALE: Final = "pixel_scale"  # weight of the 1x1 convolution that applies mean and std; stays float in INT8
+
+
+def embed_manifest(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    """Put the manifest into the file's metadata, in place of the one that may be there."""
+    kept = [entry for entry in graph.metadata_props if entry.key != METADATA_KEY]
+    del graph.metadata_props[:]
+    graph.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())])
