@@ -113,7 +113,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training images, at most.")] = 15,
     freeze_epochs: Annotated[MaybeInt, typer.Option(help="How many of them train the new head alone.", show_default="10 with trained weights, else 0")] = None,
     batch_size: Annotated[MaybeInt, typer.Option(help="Images a step.", show_default="128 up to 64 px, else 32")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; trained weights are fine-tuned at a twentieth of the head's.", show_default="0.003; 0.2 from scratch")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; trained weights are fine-tuned at a twentieth of the head's.", show_default="0.003; 0.1 from scratch")] = None,
     augment: Annotated[Optional[str], typer.Option(help="none, shift (for what must not be mirrored), light (shift, flip) or standard (zoom, flip).", show_default="light up to 64 px, else standard")] = None,
     width: Annotated[int, typer.Option(help="Channels of the first layer of cnn and resnet9.")] = 16,
     patience: Annotated[int, typer.Option(help="Epochs without a better validation accuracy before a phase stops; 0 never stops.")] = 10,

@@ -193,7 +193,8 @@ def _judged(
     if "int8-cpu" in measured:
         fp32, int8 = measured["fp32"], measured["int8-cpu"]
         drop, speedup = fp32.accuracy - int8.accuracy, int8.images_per_second / fp32.images_per_second
-        changed = f"{-100 * drop:+.2f} points of top-1, {speedup:.2f} times the speed of fp32 on this CPU"
+        lost = f"{-100 * drop:+.2f} points of top-1" if round(100 * drop, 2) else "top-1 unchanged"
+        changed = f"{lost}, {speedup:.2f} times the speed of fp32 on this CPU"
         if 100 * drop <= MAX_DROP_POINTS and speedup >= MIN_SPEEDUP:
             serves, reason = "int8-cpu", f"int8: {changed}"
         else:

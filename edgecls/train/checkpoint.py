@@ -48,7 +48,8 @@ def logits_of(classifier: PixelClassifier, pixels: Tensor, *, batch_size: int = 
     """
     was_training, device = classifier.training, next(classifier.parameters()).device
     classifier.eval()
-    with torch.inference_mode():
+    # no TF32 on a GPU: these are the answers that every export is held to
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         answers = [classifier(batch.to(device)).cpu() for batch in torch.split(pixels, batch_size)]
     classifier.train(was_training)
     return torch.cat(answers) if answers else torch.empty(0, classifier.head.out_features)

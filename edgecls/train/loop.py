@@ -183,6 +183,10 @@ class LoopOptions:
     device: Device = "auto"
     progress: bool = False
 
+    @property
+    def resolved_device(self) -> Literal["cpu", "cuda"]:
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+
 
 def fit(
     network: nn.Module, train: Batches, val: Batches, phase: Phase, recorder: Recorder, options: LoopOptions
@@ -199,9 +203,9 @@ def fit(
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
     with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, _quiet():
         trainer = L.Trainer(
-            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[options.device],
+            accelerator=options.resolved_device,
             devices=1,
-            precision=autocast_precision(options.device),  # type: ignore[arg-type]
+            precision=autocast_precision(options.resolved_device),  # type: ignore[arg-type]
             max_epochs=phase.epochs,
             callbacks=callbacks,
             enable_progress_bar=options.progress,
@@ -230,13 +234,13 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, as_large_as_int)
 
 
-def autocast_precision(device: Device) -> str:
+def autocast_precision(device: Literal["cpu", "cuda"]) -> str:
     """Lightning's name of the precision that trains fastest here.
 
     bf16 on a GPU, and on CPUs whose matrix units (AMX) compute it: 1.9 times as fast there as fp32 for ResNet-9
     (1,100 against 590 img/s on two cores). On CPUs without AMX bf16 was slower for all but the narrowest networks.
     """
-    if device != "cpu" and torch.cuda.is_available():
+    if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     return "bf16-mixed" if _has_amx() else "32-true"
 

@@ -37,6 +37,7 @@ from edgecls.train.models import IMAGENET, NONE, SCRATCH, BuildOptions, PixelCla
 from edgecls.train.pixels import Batches, decode_images
 
 N_GOLDEN: Final = 16  # images kept with their logits in the run folder
+_MEASURED: Final[dict[Split, str]] = {"val": "validation", "test": "test"}  # splits, and their names in metrics.json
 _SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
 
 
@@ -53,7 +54,7 @@ class TrainOptions:
         epochs: at most, in all.
         freeze_epochs: how many of them train the head alone; None is 10 with trained weights, else 0.
         batch_size: images a step; None is 128 up to 64 px, else 32.
-        lr: peak learning rate of the first phase; None is 3e-3 for a head (AdamW), 0.2 from scratch (SGD, batch
+        lr: peak learning rate of the first phase; None is 3e-3 for a head (AdamW), 0.1 from scratch (SGD, batch
             128; in proportion to the batch). Trained weights are fine-tuned at a twentieth of the head's.
         augment: `none`, `shift`, `light` or `standard`; None is `light` up to 64 px, else `standard`.
         width: channels of the first layer of cnn and resnet9.
@@ -162,12 +163,13 @@ def train(
     on_start(_described(options, dataset, preprocessing, classifier))
     write_split(dataset, run.path(SPLIT))
     recorder = Recorder(run.folder, classifier, on_epoch)
-    _fit_phases(classifier, dataset, pixels, options, recorder, LoopOptions(options.device, progress))
+    loop = LoopOptions(options.device, progress)
+    _fit_phases(classifier, dataset, pixels, options, recorder, loop)
     if recorder.best is None:
         raise TrainingError(f"training ended before its first epoch did; {run.folder} holds no checkpoint")
     manifest = Manifest(dataset.labels, preprocessing, options.model, training=_provenance(options, dataset))
     run.record(manifest)
-    measured = _measure(run, dataset, pixels)
+    measured = _measure(run, dataset, pixels, loop.resolved_device)
     result = TrainResult(
         run=run.folder,
         validation_accuracy=measured["validation_accuracy"],
@@ -242,7 +244,7 @@ def _fit_phases(
     if freeze_epochs:
         # A frozen backbone gives one picture the same features in every epoch: they are computed once, after
         # which an epoch costs milliseconds. So this phase sees no augmentation.
-        classifier.to("cuda" if loop.device != "cpu" and torch.cuda.is_available() else "cpu")
+        classifier.to(loop.resolved_device)
         features = {split: _features(classifier, pixels[split]) for split in ("train", "val")}
         # Rate and dropout by three five-fold cross-validations on cats and dogs; see docs/training.md.
         head = Phase("head", freeze_epochs, head_lr, "adamw", 0.05, patience=options.patience)
@@ -253,7 +255,7 @@ def _fit_phases(
         view: Augmentation = augmentation(options.augment or ("light" if small else "standard"))
         rest = options.epochs - freeze_epochs
         if from_scratch:
-            lr = options.lr or 0.2 * batch_size / 128
+            lr = options.lr or 0.1 * batch_size / 128
             phase = Phase("all", rest, lr, "sgd", 5e-4, patience=options.patience)
         else:
             phase = Phase("all", rest, head_lr / 20, "adamw", 0.05, patience=options.patience)
@@ -270,18 +272,16 @@ def _features(classifier: PixelClassifier, pixels: Tensor, batch_size: int = 16)
     return features
 
 
-def _measure(run: Run, dataset: Dataset, pixels: dict[Split, Tensor]) -> dict[str, Any]:
+def _measure(run: Run, dataset: Dataset, pixels: dict[Split, Tensor], device: str) -> dict[str, Any]:
     """Let the checkpoint, read back from disk, answer; keep golden answers; return the figures."""
-    classifier = load_checkpoint(run)
-    if torch.cuda.is_available():
-        classifier.cuda()
+    classifier = load_checkpoint(run).to(device)
     measured: dict[str, Any] = {}
     validation_answers: NDArray[np.int64] = np.empty(0, np.int64)
-    for split, name in (("val", "validation"), ("test", "test")):
-        truth = dataset.targets(split)  # type: ignore[arg-type]
+    for split, name in _MEASURED.items():
+        truth = dataset.targets(split)
         if not len(truth):
             continue
-        answers = logits_of(classifier, pixels[split]).argmax(1).numpy()  # type: ignore[index]
+        answers = logits_of(classifier, pixels[split]).argmax(1).numpy()
         share = metrics.accuracy(answers, truth)
         matrix = metrics.confusion_matrix(answers, truth, len(dataset.labels))
         measured[f"{name}_accuracy"] = share
