@@ -92,7 +92,7 @@ def main() -> None:
     for megapixels in (2, 12):
         large = [enlarged(files[index], megapixels, rng) for index in chosen]
         table.add_row(f"{megapixels} megapixels, 224 px input", *compare(network, large, truth[chosen], LITE0))
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def export(
 
 @app.command()
 def predict(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Image files and folders.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Image files and folders.")],
     model: Annotated[str, typer.Option(help="A run folder or an ONNX file.")] = "latest",
     precision: Annotated[Precision, typer.Option(help="auto: what export measured as best.")] = Precision.auto,
     device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,

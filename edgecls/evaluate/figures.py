@@ -33,7 +33,7 @@ def draw_training(run: Run) -> list[Path]:
     for name, figure in figures.items():
         path = run.path(f"{FIGURES}/{name}.png")
         with atomic_path(path) as partial:
-            figure.savefig(partial, format="png", dpi=150)
+            figure.savefig(partial, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
         paths.append(path)
     run.record()
     return paths
@@ -54,6 +54,8 @@ def _curve(axes: Axes, history: list[dict[str, str]], best_epoch: int, quantity:
     for part, colour in (("train", _TRAIN), ("val", _VALIDATION)):
         values = [float(row[f"{part}_{quantity}"]) for row in history]
         label = {"train": "training", "val": "validation"}[part]
+        if (part, quantity) == ("train", "loss"):
+            label += " (smoothed labels)"  # which is why it may lie above the validation's
         axes.plot(epochs, values, color=colour, label=label, linewidth=2, marker=dot)
     best = float(history[best_epoch - 1][f"val_{quantity}"])
     axes.plot([best_epoch], [best], "o", color=_VALIDATION, markersize=9, label=f"best checkpoint (epoch {best_epoch})")
