@@ -12,29 +12,19 @@ import csv
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from itertools import cycle, islice
 from pathlib import Path
+
+from PIL import Image
 
 from edgecls.images import find_images
 
 N_PHOTOS, N_BROKEN = 980, 20
 EDGECLS = [sys.executable, "-m", "edgecls.cli"]
-
-
-def png_bomb(side: int = 30_000) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    packer, row = zlib.compressobj(), bytes(1 + side // 8)
-    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def fill(folder: Path, photos: list[Path]) -> None:
@@ -47,7 +37,7 @@ def fill(folder: Path, photos: list[Path]) -> None:
         (folder / f"photo{index * 150:04d} text.jpg").write_text("a letter, renamed")
     for index in range(3):
         (folder / f"photo{index * 250:04d} folder.jpg").mkdir()
-    (folder / "photo0500 bomb.png").write_bytes(png_bomb())
+    Image.new("1", (30_000, 30_000)).save(folder / "photo0500 bomb.png")
     (folder / "photo0501 link to nothing.jpg").symlink_to(folder / "gone")
 
 

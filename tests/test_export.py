@@ -196,7 +196,7 @@ def test_a_calibration_of_another_model_is_refused(run: Run) -> None:
     other = run.path("other.onnx")
     other.write_bytes(run.path("model.onnx").read_bytes() + b" ")
     with pytest.raises(ExportError, match="taken from another model file"):
-        int8_from_onnx(other, calibration, "int8", run.path("out.onnx"))
+        int8_from_onnx(other, calibration, "int8", run.manifest, run.path("out.onnx"))
     assert not run.path("out.onnx").exists()
 
 

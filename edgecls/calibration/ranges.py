@@ -16,7 +16,7 @@ from edgecls import images
 from edgecls.datasets import LabelledImage
 from edgecls.errors import ExportError
 from edgecls.manifest import Preprocessing
-from edgecls.prefetch import n_cores, prefetch
+from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runs import sha256_of, write_json
 
 METHOD: Final = "minmax"
@@ -67,16 +67,10 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
             return images.load(image.path, preprocessing), hashlib.sha256(images.read(image.path)).hexdigest()
 
         threads = n_cores()
-        batch: list[images.Pixels] = []
         loaded = prefetch(load, calibration_set, n_threads=threads, ahead=4 * threads)
-        for image, (pixels, digest) in zip(calibration_set, loaded, strict=True):
-            self.records.append({"path": str(image.path), "sha256": digest})
-            batch.append(pixels)
-            if len(batch) == _BATCH:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+        for batch in batches(zip(calibration_set, loaded, strict=True), _BATCH):
+            self.records += [{"path": str(image.path), "sha256": digest} for image, (_, digest) in batch]
+            yield np.stack([pixels for _, (pixels, _) in batch])
 
     def get_next(self) -> dict[str, images.Pixels] | None:  # ONNX Runtime's name for it; None ends the set
         batch = next(self._batches, None)
@@ -105,10 +99,10 @@ def calibrate(
             model, list(op_types), str(Path(folder) / "augmented.onnx"), CalibrationMethod.MinMax
         )
         input_name = calibrator.infer_session.get_inputs()[0].name
-        batches = _Batches(calibration_set, preprocessing, input_name)
-        calibrator.collect_data(batches)
+        reader = _Batches(calibration_set, preprocessing, input_name)
+        calibrator.collect_data(reader)
         tensors = calibrator.compute_data().data
     ranges = {
         name: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1]))) for name, data in tensors.items()
     }
-    return Calibration(ranges, batches.records, preprocessing, sha256_of(model))
+    return Calibration(ranges, reader.records, preprocessing, sha256_of(model))

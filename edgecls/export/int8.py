@@ -18,7 +18,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgecls.calibration.ranges import Calibration
 from edgecls.errors import ExportError
-from edgecls.export.graph import PIXEL_SCALE
+from edgecls.export.graph import PIXEL_SCALE, embed_manifest
+from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path, sha256_of
 
 Flavour = Literal["int8", "int8-cpu"]
@@ -37,11 +38,12 @@ _WITH_QUANTIZED_INPUTS: Final = ("Conv", "Gemm", "MatMul", "Add")
 _ACTIVATIONS: Final = {"int8": QuantType.QInt8, "int8-cpu": QuantType.QUInt8}
 
 
-def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, out: Path) -> None:
-    """Write the INT8 graph of a float graph, atomically; metadata is carried over.
+def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, manifest: Manifest, out: Path) -> None:
+    """Write the INT8 graph of a float graph, atomically.
 
     Args:
         model: the float ONNX file that was calibrated.
+        manifest: goes into the file.
         flavour: `int8` for TensorRT (symmetric int8 activations), `int8-cpu` for CPUs (uint8 activations).
 
     Raises:
@@ -76,8 +78,7 @@ def int8_from_onnx(model: Path, calibration: Calibration, flavour: Flavour, out:
     )
     quantizer.quantize_model()
     quantized = quantizer.model.model
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(graph.metadata_props)
+    embed_manifest(quantized, manifest)
     with atomic_path(out) as partial:
         onnx.save(quantized, partial)
 

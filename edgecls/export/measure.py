@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from edgecls.datasets import LabelledImage
 from edgecls.errors import ImageError
 from edgecls.images import Pixels
 from edgecls.manifest import Precision, Preprocessing
-from edgecls.prefetch import n_cores, prefetch
+from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runtime.backend import Backend
 from edgecls.runtime.classifier import BATCH_SIZE
 
@@ -93,22 +93,15 @@ def measure(
     }
 
 
-def _batches(validation: Sequence[LabelledImage], preprocessing: Preprocessing):  # type: ignore[no-untyped-def]
+def _batches(validation: Sequence[LabelledImage], preprocessing: Preprocessing) -> Iterator[Pixels]:
     def load(image: LabelledImage) -> Pixels:
         try:
             return images.load(image.path, preprocessing)
         except ImageError as error:
             raise ImageError(f"{error.reason}; it was readable when the run was trained", str(image.path)) from error
 
-    threads = n_cores()
-    batch: list[Pixels] = []
-    for pixels in prefetch(load, validation, n_threads=threads, ahead=2 * BATCH_SIZE):
-        batch.append(pixels)
-        if len(batch) == BATCH_SIZE:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
+    loaded = prefetch(load, validation, n_threads=n_cores(), ahead=2 * BATCH_SIZE)
+    return (np.stack(batch) for batch in batches(loaded, BATCH_SIZE))
 
 
 def _time_more(backends: Mapping[Precision, Backend], pixels: Pixels, seconds: dict[Precision, list[float]]) -> None:

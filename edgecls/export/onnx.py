@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -86,7 +87,7 @@ def _strip(graph: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Keep the exporter's progress prints and torch-internal warnings off the screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
-
 from edgecls.calibration.ranges import calibrate
 from edgecls.calibration.sample import SampleOptions, draw_calibration_set
-from edgecls.datasets import Dataset, read_split
+from edgecls.datasets import Dataset, LabelledImage, read_split
 from edgecls.errors import RunError
-from edgecls.export.graph import embed_manifest
 from edgecls.export.int8 import QUANTIZED_OPS, Flavour, int8_from_onnx
 from edgecls.export.measure import Measurement, measure
 from edgecls.export.onnx import onnx_from_checkpoint
@@ -29,7 +26,6 @@ from edgecls.runs import (
     MODEL_FILES,
     SPLIT,
     Run,
-    atomic_path,
     find_run,
     write_json,
 )
@@ -109,20 +105,15 @@ def export(
     golden = Golden.of(run)
     if len(golden.validation_answers) != len(dataset.splits["val"]):
         raise RunError(f"{run.folder}: {SPLIT} and the golden answers are of two trainings; train the run again")
-    files: dict[Precision, Path] = {"fp32": run.path(MODEL_FILES["fp32"])}
-    on_step(f"fp32: {CHECKPOINT} -> {files['fp32'].name}")
-    parity = _export_fp32(run, golden, files["fp32"])
-    n_calibration = 0
+    fp32 = run.path(MODEL_FILES["fp32"])
+    on_step(f"fp32: {CHECKPOINT} -> {fp32.name}")
+    parity = _export_fp32(run, golden, fp32)
+    files: dict[Precision, Path] = {"fp32": fp32}
+    chosen: list[LabelledImage] = []
     if options.int8:
         chosen = draw_calibration_set(dataset, options.sample)
-        n_calibration = len(chosen)
-        on_step(f"int8: ranges from {n_calibration} training images")
-        calibration = calibrate(files["fp32"], chosen, manifest.preprocessing, QUANTIZED_OPS)
-        calibration.write(run.path(CALIBRATION))
-        for flavour in _FLAVOURS:
-            files[flavour] = run.path(MODEL_FILES[flavour])
-            int8_from_onnx(files["fp32"], calibration, flavour, files[flavour])
-            _name_precision(files[flavour], run, flavour)
+        on_step(f"int8: ranges from {len(chosen)} training images")
+        files |= _export_int8(run, fp32, chosen)
     else:
         _remove_stale(run)
     on_step("measuring " + ", ".join(file.name for file in files.values()))
@@ -141,7 +132,7 @@ def export(
             manifest.preprocessing,
             on_images=on_images,
         )
-    result = _judged(run, parity, measured, n_calibration, started)
+    result = _judged(run, parity, measured, len(chosen), started)
     write_json(run.path(EXPORT), result.to_json())
     run.record()
     return result
@@ -172,11 +163,15 @@ def _export_fp32(run: Run, golden: Golden, file: Path) -> Parity:
     return parity
 
 
-def _name_precision(file: Path, run: Run, precision: Flavour) -> None:
-    graph = onnx.load(file)
-    embed_manifest(graph, replace(run.manifest, files={}, precision=precision))
-    with atomic_path(file) as partial:
-        onnx.save(graph, partial)
+def _export_int8(run: Run, fp32: Path, calibration_set: list[LabelledImage]) -> dict[Precision, Path]:
+    manifest = run.manifest
+    calibration = calibrate(fp32, calibration_set, manifest.preprocessing, QUANTIZED_OPS)
+    calibration.write(run.path(CALIBRATION))
+    files: dict[Precision, Path] = {}
+    for flavour in _FLAVOURS:
+        files[flavour] = run.path(MODEL_FILES[flavour])
+        int8_from_onnx(fp32, calibration, flavour, replace(manifest, files={}, precision=flavour), files[flavour])
+    return files
 
 
 def _remove_stale(run: Run) -> None:
