@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from edgecls.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
+EXIT_ERROR, EXIT_ROW_ERRORS, EXIT_BROKEN_PIPE = 1, 3, 128 + 13  # SIGPIPE is 13
 
 
 class _Group(TyperGroup):
@@ -34,6 +35,12 @@ class _Group(TyperGroup):
             raise typer.Exit(EXIT_ERROR) from error
         except BrokenPipeError as error:  # whoever read our output has left, `head` for one
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            typer.echo("error: cannot write standard output: no space left", err=True)
             raise typer.Exit(EXIT_ERROR) from error
 
 
@@ -76,6 +83,7 @@ def _console(*, data_on_stdout: bool) -> Console:
 
 def _print_json(values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -196,6 +204,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Label images: one row per input, and where the time went. Exit code 3: some could not be read."""
     to_stdout = out == Path("-")
+    if report == Path("-"):
+        raise OptionError("--report - : the report goes to a file; --json prints it")
     if to_stdout and as_json:
         raise OptionError("--json and --out - both want standard output; write the rows to a file")
     console = _console(data_on_stdout=as_json or to_stdout)

@@ -11,14 +11,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, cast
 
 import numpy as np
 
 from edgecls.errors import DatasetError
-from edgecls.images import find_images, natural_key
+from edgecls.images import find_images, find_others, natural_key
 from edgecls.runs import atomic_path
 
 Split = Literal["train", "val", "test"]
@@ -53,11 +53,13 @@ class Dataset:
         labels: class names in natural order; every image's label is one of them.
         splits: images by split; `train` and `val` are never empty, `test` may be.
         unreadable: reason by path, for images that were left out because they cannot be decoded.
+        unused: files of the data folder that belong to no class or are not named like an image.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[Split, tuple[LabelledImage, ...]]
     unreadable: Mapping[LabelledImage, str] = field(default_factory=dict)
+    unused: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         known = set(self.labels)
@@ -87,7 +89,20 @@ class Dataset:
                 f"no readable {'training image of ' + _some(sorted(lost)) if lost else 'validation image'} is left; "
                 f"{len(unreadable)} images cannot be decoded, for example {example.path}: {reason}"
             )
-        return Dataset(self.labels, cast(Mapping[Split, tuple[LabelledImage, ...]], splits), unreadable)
+        return replace(self, splits=cast(Mapping[Split, tuple[LabelledImage, ...]], splits), unreadable=unreadable)
+
+    def warnings(self) -> list[str]:
+        """What the user should know before trusting a figure measured on this data."""
+        lines = []
+        if self.unused:
+            example = f"first {self.unused[0]}"
+            lines.append(f"{len(self.unused):,} files are not used (outside class folders, or no image): {example}")
+        for split in ("val", "test"):
+            present = {image.label for image in self.splits[split]}
+            if present and present != set(self.labels):
+                missing = sorted(set(self.labels) - present, key=natural_key)
+                lines.append(f"the {split} split has no image of {_some(missing)}")
+        return lines
 
 
 def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -122,7 +137,14 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> D
         val, train = stratified_split(train, val_fraction, seed)
     elif not val:
         raise DatasetError(f"{source}: the val split has no images.\n{LAYOUTS}")
-    return Dataset(labels, {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))})
+    splits: dict[Split, tuple[LabelledImage, ...]]
+    splits = {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))}
+    return Dataset(labels, splits, unused=_unused(source, found) if source.is_dir() else ())
+
+
+def _unused(root: Path, found: Mapping[Split, list[LabelledImage]]) -> tuple[Path, ...]:
+    used = {image.path for images in found.values() for image in images}
+    return (*find_others(root), *(path for path in find_images(root) if path.absolute() not in used))
 
 
 def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
@@ -190,15 +212,25 @@ def read_label_rows(path: Path, expected: str = "expected columns: path,label") 
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not a readable UTF-8 CSV: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not a CSV in UTF-8: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     if not {"path", "label"} <= set(reader.fieldnames or ()):
         raise DatasetError(f"{path}: the first line is {','.join(reader.fieldnames or ())!r}; {expected}")
     rows = []
+    seen: dict[str, tuple[int, str]] = {}
     for row in reader:
-        if not row["path"] or not row["label"]:
+        row = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+        image, label = row["path"], row["label"]
+        if not image or not label:
             raise DatasetError(f"{path}, line {reader.line_num}: a row needs a path and a label")
+        first_line, first_label = seen.setdefault(image, (reader.line_num, label))
+        if label != first_label:
+            raise DatasetError(
+                f"{path}: {image} is {first_label!r} in line {first_line} and {label!r} in line {reader.line_num}"
+            )
         rows.append((reader.line_num, row))
     return rows
 

@@ -49,7 +49,12 @@ def find_images(folder: Path) -> Iterator[Path]:
     that is named like an image is yielded too, and not walked: it must show up as an error, not vanish.
     Symbolic links are followed; a folder met a second time (a link to above) is not walked again.
     """
-    yield from _walk(folder, set())
+    yield from (path for path in _walk(folder, set()) if has_image_suffix(path.name))
+
+
+def find_others(folder: Path) -> Iterator[Path]:
+    """Yield the visible files below a folder that `find_images` passes over, in the same order."""
+    yield from (path for path in _walk(folder, set()) if not has_image_suffix(path.name))
 
 
 def _walk(folder: Path, walked: set[tuple[int, int]]) -> Iterator[Path]:
@@ -60,7 +65,7 @@ def _walk(folder: Path, walked: set[tuple[int, int]]) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
     for entry in visible:
-        if has_image_suffix(entry.name):
+        if has_image_suffix(entry.name) or not entry.is_dir():
             yield Path(entry.path)
     for entry in visible:
         if entry.is_dir() and not has_image_suffix(entry.name):

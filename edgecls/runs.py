@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,16 +39,25 @@ MODEL_FILES: Final[Mapping[Precision, str]] = {
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes `path`'s place only if the block ends well.
 
+    Raises:
+        RunError: the file cannot be written (no room, no permission, a device in its place).
+
     A killed or failed writer leaves the old file, or none, never a half-written one. (There is no fsync: it
     cost seconds an epoch on a busy disk, and what it guards against is a power cut, not a kill.)
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # a link is written through, not replaced
+    if path.exists() and not path.is_file():
+        raise RunError(f"cannot write {path}: it is not a regular file; name another one")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

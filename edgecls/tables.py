@@ -86,6 +86,8 @@ def predicted(report: PredictReport) -> tuple[Table, Table]:
     facts = _facts("Prediction")
     errors = f", {report.errors:,} could not be read (status = error)" if report.errors else ""
     facts.add_row("images", f"{report.images:,}{errors}")
+    if report.skipped:
+        facts.add_row("skipped", f"{report.skipped:,} files that are not named like an image")
     if report.accuracy is not None:
         facts.add_row(
             "accuracy", f"{with_interval(report.accuracy, report.labelled)} of {report.labelled:,} with a known label"

@@ -119,6 +119,13 @@ def test_a_bad_csv_names_the_line(tmp_path: Path, text: str, message: str) -> No
         open_dataset(tmp_path / "data.csv")
 
 
+def test_what_is_not_used_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, *many("train/a", 3), *many("train/b", 3), *many("val/a", 2), "stray.jpg", "train/a/live.heic")
+    unused, missing = open_dataset(tmp_path).warnings()
+    assert "2 files are not used" in unused
+    assert missing == "the val split has no image of b"
+
+
 def labelled(**counts: int) -> list[LabelledImage]:
     return [LabelledImage(Path(f"{label}{index}"), label) for label, n in counts.items() for index in range(n)]
 

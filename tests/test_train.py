@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,20 @@ def test_an_output_folder_with_something_in_it_is_not_overwritten(in_empty_folde
     assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_an_interrupted_training_keeps_its_best_epoch(in_empty_folder: Path, photos: Path) -> None:
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    lines: list[str] = []
+    result = train(quick(photos, epochs=50), on_epoch=stop, on_start=lines.append)
+    assert result.n_epochs == 2
+    assert any("interrupted: the best epoch so far" in line for line in lines)
+    assert load_checkpoint(find_run("latest")).head.out_features == 2
+    with pytest.raises(KeyboardInterrupt):  # Ctrl-C works again
+        signal.raise_signal(signal.SIGINT)
+
+
 BAD_OPTIONS = [
     pytest.param({"epochs": 0}, "--epochs 0", id="no epochs"),
     pytest.param(
@@ -176,6 +191,8 @@ BAD_OPTIONS = [
     pytest.param({"batch_size": 1}, "--batch-size 1", id="a batch of one"),
     pytest.param({"lr": -1.0}, "--lr", id="a negative rate"),
     pytest.param({"val_fraction": 1.0}, "--val-fraction", id="all for validation"),
+    pytest.param({"seed": -1}, "--seed -1", id="a negative seed"),
+    pytest.param({"patience": -1}, "--patience -1", id="a negative patience"),
     pytest.param({"augment": "ligth"}, "--augment ligth: expected one of none", id="an unknown augmentation"),
 ]
 

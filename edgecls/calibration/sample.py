@@ -21,6 +21,8 @@ class SampleOptions:
     def __post_init__(self) -> None:
         if self.n_images < 1:
             raise OptionError(f"--calibration-images {self.n_images}: expected 1 or more")
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: expected 0 or more")
 
 
 def draw_calibration_set(dataset: Dataset, options: SampleOptions) -> list[LabelledImage]:

@@ -45,7 +45,9 @@ class Golden:
             with np.load(run.path(GOLDEN)) as arrays:
                 return cls(arrays["images"], arrays["logits"], arrays["validation_answers"])
         except (OSError, KeyError, ValueError) as error:
-            raise RunError(f"{run.path(GOLDEN)}: no readable golden answers ({error}); train the run again") from error
+            raise RunError(
+                f"{run.path(GOLDEN)}: no readable golden answers ({type(error).__name__}); train the run again"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ class OnnxRuntimeBackend:
             session = onnxruntime.InferenceSession(str(file), settings, providers=[provider])
         except Exception as error:  # the binding raises a class of its own for each kind of damage
             reason = str(error).splitlines()[0]
-            raise RunError(f"{file}: ONNX Runtime cannot open it: {reason}; export it again") from error
+            raise RunError(
+                f"{file}: ONNX Runtime cannot open it: {reason}; expected an ONNX file of edgecls export, or a run"
+            ) from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise RunError(
@@ -102,6 +104,8 @@ class OnnxRuntimeBackend:
         self._input, self._output = given.name, answered.name
 
     def infer(self, images: Pixels) -> NDArray[np.float32]:
+        if self._session is None:
+            raise RunError("this model has been closed: predict inside its `with` block, or open it again")
         return cast(NDArray[np.float32], self._session.run([self._output], {self._input: images})[0])
 
     def __enter__(self) -> OnnxRuntimeBackend:

@@ -17,7 +17,7 @@ from edgecls import images, metrics
 from edgecls.errors import ImageError, OptionError, RunError
 from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores, prefetch
-from edgecls.runs import EXPORT, LATEST, MODEL_FILES, find_model
+from edgecls.runs import EXPORT, LATEST, MANIFEST, MODEL_FILES, find_model
 from edgecls.runtime.backend import Backend, BackendOptions, Device, OnnxRuntimeBackend
 from edgecls.runtime.stages import LOADING, StageTimes
 
@@ -110,7 +110,10 @@ class Classifier:
         """
         options = ClassifierOptions(precision, device, batch_size, n_threads)
         file = model_file(find_model(model), precision)
-        return cls(OnnxRuntimeBackend(file, BackendOptions(device)), options)
+        backend = OnnxRuntimeBackend(file, BackendOptions(device))
+        if precision != "auto" and not backend.manifest.precision.startswith(precision):
+            raise OptionError(f"--precision {precision}: {file} is {backend.manifest.precision}; leave the flag out")
+        return cls(backend, options)
 
     @property
     def backend_name(self) -> str:
@@ -133,6 +136,9 @@ class Classifier:
             top_k: how many (label, probability) in `Prediction.top`.
             times: where given, filled with the time of every stage.
         """
+        if isinstance(paths, (str, Path)):
+            raise OptionError(f"predict takes several paths, got one: predict([{str(paths)!r}])")
+        _check_top_k(top_k)
         times = times or StageTimes()
         batch_size = self.options.batch_size
         buffer = np.empty((batch_size, *self.manifest.preprocessing.size_hw, 3), np.uint8)
@@ -161,6 +167,7 @@ class Classifier:
         Raises:
             ImageError: an array of another shape or dtype.
         """
+        _check_top_k(top_k)
         size = self.options.batch_size
         predictions: list[Prediction] = []
         for start in range(0, len(arrays), size):
@@ -173,7 +180,13 @@ class Classifier:
         return self._backend.infer(batch)
 
     def _resized(self, array: images.Pixels) -> images.Pixels:
-        if not (isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3):
+        if not (
+            isinstance(array, np.ndarray)
+            and array.dtype == np.uint8
+            and array.ndim == 3
+            and array.shape[2] == 3
+            and array.size
+        ):
             got = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
             raise ImageError(f"expected a (height, width, 3) uint8 RGB array, got {got}")
         return images.resize_and_crop(array, self.manifest.preprocessing)
@@ -225,6 +238,11 @@ class Classifier:
         self._backend.__exit__(kind, error, trace)
 
 
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise OptionError(f"top_k {top_k}: expected 1 or more")
+
+
 def model_file(path: Path, precision: AskedPrecision) -> Path:
     """The ONNX file to open: `path` itself, or the one of this precision in the run folder `path`.
 
@@ -236,8 +254,11 @@ def model_file(path: Path, precision: AskedPrecision) -> Path:
     chosen: Precision = {"fp32": "fp32", "int8": "int8-cpu", "auto": _served(path)}[precision]  # type: ignore[assignment]
     file = path / MODEL_FILES[chosen]
     if not file.is_file():
+        if not (path / MANIFEST).is_file():
+            raise RunError(f"{path}: no {MANIFEST} in it, so this is not a run folder, or its training did not end")
         flag = " --int8" if chosen == "int8-cpu" else ""
-        raise RunError(f"{path}: no {file.name} in this run folder; make it with: edgecls export {path}{flag}")
+        other = ", or use --precision fp32" if flag and (path / MODEL_FILES["fp32"]).is_file() else ""
+        raise RunError(f"{path}: no {file.name} in this run folder; make it with: edgecls export {path}{flag}{other}")
     return file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from edgecls.runs import LATEST, write_json
 from edgecls.runtime.backend import Device
 from edgecls.runtime.classifier import BATCH_SIZE, AskedPrecision, Classifier
 from edgecls.runtime.rows import Format, open_rows
-from edgecls.runtime.sources import find_sources
+from edgecls.runtime.sources import Source, count_skipped, find_sources
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 
 
@@ -50,9 +50,14 @@ class PredictOptions:
             raise OptionError("nothing to predict: name image files or folders")
         if self.top_k < 1:
             raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
-        for file, flag in ((self.out, "--out"), (self.report, "--report")):
-            if file is not None and file.is_dir():
-                raise OptionError(f"{flag} {file} is a folder; expected a file name")
+        written = [(file.resolve(), flag) for file, flag in ((self.out, "--out"), (self.report, "--report")) if file]
+        for file, flag in written:
+            if file.exists() and not file.is_file():
+                raise OptionError(f"{flag} {file} is a folder or a device; expected a file name")
+            if self.labels and file == self.labels.resolve():
+                raise OptionError(f"{flag} would overwrite --labels {self.labels}; name another file")
+        if len({file for file, _ in written}) < len(written):
+            raise OptionError("--out and --report name the same file; name two")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class PredictReport:
     Attributes:
         images: inputs, which is the number of rows.
         errors: inputs that could not be read.
+        skipped: files in the folders that are not named like an image; they are no inputs.
         labelled: answered inputs whose label is known; `accuracy` is over these, None without any.
         seconds: from the first read to the last row; opening the model is not in it.
         stages: milliseconds an image by stage.
@@ -70,6 +76,7 @@ class PredictReport:
 
     images: int
     errors: int
+    skipped: int
     labelled: int
     accuracy: float | None
     seconds: float
@@ -109,6 +116,7 @@ def predict(
         options.model, precision=options.precision, device=options.device, batch_size=options.batch_size
     ) as classifier:
         sources = find_sources(options.sources, classifier.manifest.labels, options.labels)
+        _keep_inputs(options, sources)
         on_start(len(sources))
         top_k = min(options.top_k, len(classifier.manifest.labels))
         started = time.perf_counter()
@@ -128,6 +136,7 @@ def predict(
         report = PredictReport(
             images=len(sources),
             errors=errors,
+            skipped=count_skipped(options.sources),
             labelled=labelled,
             accuracy=right / labelled if labelled else None,
             seconds=seconds,
@@ -144,3 +153,9 @@ def predict(
     if options.report:
         write_json(options.report, report.to_json())
     return report
+
+
+def _keep_inputs(options: PredictOptions, sources: Sequence[Source]) -> None:
+    for written, flag in ((options.out, "--out"), (options.report, "--report")):
+        if written and written.exists() and any(written.samefile(s.path) for s in sources if s.path.exists()):
+            raise OptionError(f"{flag} {written} would overwrite one of the images; name another file")

@@ -57,6 +57,14 @@ def open_rows(out: Path | None, format: Format, top_k: int) -> Iterator[WriteRow
         yield _writer(file, format, top_k)
 
 
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _writer(file: TextIO, format: Format, top_k: int) -> WriteRow:
     names = columns(top_k)
     if format == "csv":
@@ -66,6 +74,8 @@ def _writer(file: TextIO, format: Format, top_k: int) -> WriteRow:
 
     def write_line(prediction: Prediction) -> None:
         values = row(prediction)
-        file.write(json.dumps({name: values.get(name) for name in names}, ensure_ascii=False) + "\n")
+        in_order = {name: values.get(name) for name in names}
+        is_unicode = _is_unicode(prediction.path)
+        file.write(json.dumps(in_order, ensure_ascii=not is_unicode) + "\n")  # JSON is Unicode: escape other bytes
 
     return write_line

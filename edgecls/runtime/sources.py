@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from edgecls.datasets import read_label_rows
 from edgecls.errors import DatasetError
 from edgecls.image_header import READABLE
-from edgecls.images import find_images
+from edgecls.images import find_images, find_others
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Source:
 
     Attributes:
         path: the file.
-        name: how rows call it: as given, or for a folder the path below it.
+        name: how rows call it: as given; for a folder that is the only source, the path below it.
         truth: its label where known, else None.
     """
 
@@ -45,12 +45,19 @@ def find_sources(given: Sequence[Path], labels: Sequence[str], labels_file: Path
             sources.append(Source(source, str(source), _truth(source, known)))
             continue
         found = [
-            Source(path, str(path.relative_to(source)), _truth(path, known, source)) for path in find_images(source)
+            # below several folders the same name may stand twice: there, rows keep the folder
+            Source(path, str(path.relative_to(source) if len(given) == 1 else path), _truth(path, known, source))
+            for path in find_images(source)
         ]
         if not found:
             raise DatasetError(f"{source}: no images in this folder; expected {READABLE} files, by suffix")
         sources += found
     return _labelled(sources, labels_file, known) if labels_file else sources
+
+
+def count_skipped(given: Sequence[Path]) -> int:
+    """How many visible files of the source folders are not named like an image."""
+    return sum(len(list(find_others(source))) for source in given if source.is_dir())
 
 
 def _truth(path: Path, known: set[str], root: Path | None = None) -> str | None:

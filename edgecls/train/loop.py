@@ -6,6 +6,7 @@ import csv
 import ctypes
 import logging
 import math
+import signal
 import tempfile
 import time
 import warnings
@@ -195,6 +196,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is no longer finite.
+        KeyboardInterrupt: the user stopped it; the best checkpoint is on disk.
     """
     callbacks: list[L.Callback] = []
     if phase.patience:
@@ -215,7 +217,11 @@ def fit(
             num_sanity_val_steps=0,
             default_root_dir=scratch,
         )
-        trainer.fit(_Training(network, phase, phase.epochs * len(train), recorder), train, val)
+        try:
+            trainer.fit(_Training(network, phase, phase.epochs * len(train), recorder), train, val)
+        except SystemExit as end:  # what Lightning makes of Ctrl-C, after it has set the signal to be ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from end
 
 
 def keep_freed_memory() -> None:

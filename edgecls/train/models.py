@@ -231,8 +231,9 @@ def read_state_dict(file: str | Path) -> StateDict:
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors for a file that is not its own
+        # its own message would advise to load the file with code allowed
         raise OptionError(
-            f"--weights {file}: not a state dict of tensors only: {str(error).splitlines()[0]}"
+            f"{file}: not a state dict of tensors only, as PyTorch or safetensors write it ({type(error).__name__})"
         ) from error
     if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
         values = values["state_dict"]

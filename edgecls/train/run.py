@@ -93,11 +93,15 @@ class TrainOptions:
         if self.batch_size is not None and self.batch_size < 2:
             raise OptionError(f"--batch-size {self.batch_size}: expected 2 or more; batch norm cannot train on one")
         if self.lr is not None and not 0 < self.lr < 100:
-            raise OptionError(f"--lr {self.lr}: expected a number above 0")
+            raise OptionError(f"--lr {self.lr}: expected a number above 0 and below 100")
         if not 0 < self.val_fraction < 1:
             raise OptionError(f"--val-fraction {self.val_fraction}: expected a number above 0 and below 1")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise OptionError("--device cuda: PyTorch sees no CUDA GPU here; use --device auto or cpu")
+        if self.patience < 0:
+            raise OptionError(f"--patience {self.patience}: expected 0 (never stop) or more")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         if self.augment is not None:
             augmentation(self.augment)
 
@@ -161,10 +165,17 @@ def train(
     run = Run(create_run_folder(options.model, options.out))
     dataset, pixels = _decode(dataset, preprocessing)
     on_start(_described(options, dataset, preprocessing, classifier))
+    for warning in dataset.warnings():
+        on_start(f"warning: {warning}")
     write_split(dataset, run.path(SPLIT))
     recorder = Recorder(run.folder, classifier, on_epoch)
     loop = LoopOptions(options.device, progress)
-    _fit_phases(classifier, dataset, pixels, options, recorder, loop)
+    try:
+        _fit_phases(classifier, dataset, pixels, options, recorder, loop)
+    except KeyboardInterrupt:
+        if recorder.best is None:
+            raise TrainingError(f"interrupted before the first epoch ended; {run.folder} holds no checkpoint") from None
+        on_start(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept")
     if recorder.best is None:
         raise TrainingError(f"training ended before its first epoch did; {run.folder} holds no checkpoint")
     manifest = Manifest(dataset.labels, preprocessing, options.model, training=_provenance(options, dataset))
