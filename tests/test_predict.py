@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from edgecls.prefetch import prefetch
 from edgecls.runs import Run
 from edgecls.runtime.classifier import Classifier, Prediction
 from edgecls.runtime.predict import PredictOptions, predict
-from edgecls.runtime.stages import StageTimes
+from edgecls.runtime.stages import StageTimes, peak_memory_mb
 
 from .conftest import draw, rows_of, write_image
 from .test_images import png_bomb
@@ -218,6 +220,14 @@ def test_the_report_says_where_the_time_went(exported_run: Path, photos: Path, i
     assert report["images_per_second"] == pytest.approx(24 / report["seconds"])
     assert report["peak_memory_mb"] > 10
     assert report["backend"] == "onnxruntime-cpu"
+
+
+def test_the_peak_memory_is_this_processs_and_not_its_parents() -> None:
+    ballast = np.ones(400_000_000, np.uint8)
+    code = "from edgecls.runtime.stages import peak_memory_mb; print(peak_memory_mb())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 5 < float(child.stdout) < 300
+    assert peak_memory_mb() > ballast.nbytes / 1e6
 
 
 @pytest.mark.parametrize(
