@@ -15,9 +15,11 @@ from edgecls.datasets import read_split
 from edgecls.errors import OptionError, RunError, TrainingError
 from edgecls.evaluate.figures import draw_training
 from edgecls.runs import Run, find_run, sha256_of
+from edgecls.train import loop
 from edgecls.train.augment import PRESETS, Augmentation
 from edgecls.train.checkpoint import load_checkpoint, logits_of
 from edgecls.train.loop import Epoch
+from edgecls.train.models import BuildOptions, build
 from edgecls.train.pixels import Batches, decode_images
 from edgecls.train.run import TrainOptions, train
 
@@ -237,6 +239,16 @@ def test_batches_cover_every_image_once_an_epoch_in_a_new_order() -> None:
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
     assert len(list(batches)) == len(batches) == 7
+
+
+def test_a_cpu_trains_depthwise_networks_in_fp32_and_others_in_bf16_where_it_has_amx(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    depthwise, plain = (build(BuildOptions(name, size_hw=(32, 32)), 2)[0] for name in ("mobilenet_v2", "resnet9"))
+    for has_amx, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(loop, "_has_amx", lambda answer=has_amx: answer)
+        assert loop.autocast_precision(depthwise, "cpu") == "32-true"
+        assert loop.autocast_precision(plain, "cpu") == expected
 
 
 @pytest.mark.gpu

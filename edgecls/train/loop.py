@@ -207,7 +207,7 @@ def fit(
         trainer = L.Trainer(
             accelerator=options.resolved_device,
             devices=1,
-            precision=autocast_precision(options.resolved_device),  # type: ignore[arg-type]
+            precision=autocast_precision(network, options.resolved_device),  # type: ignore[arg-type]
             max_epochs=phase.epochs,
             callbacks=callbacks,
             enable_progress_bar=options.progress,
@@ -240,15 +240,17 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, as_large_as_int)
 
 
-def autocast_precision(device: Literal["cpu", "cuda"]) -> str:
+def autocast_precision(network: nn.Module, device: Literal["cpu", "cuda"]) -> str:
     """Lightning's name of the precision that trains fastest here.
 
     bf16 on a GPU, and on CPUs whose matrix units (AMX) compute it: 1.9 times as fast there as fp32 for ResNet-9
-    (1,100 against 590 img/s on two cores). On CPUs without AMX bf16 was slower for all but the narrowest networks.
+    (1,100 against 590 img/s on two cores). Depthwise networks lose by it even
+    there (EfficientNet-Lite0 at 224 px: 7.0 and 8.3 against 9.3 and 10.0), and without AMX so did most others.
     """
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "bf16-mixed" if _has_amx() else "32-true"
+    is_grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    return "bf16-mixed" if _has_amx() and not is_grouped else "32-true"
 
 
 def _has_amx() -> bool:
