@@ -81,6 +81,10 @@ class Manifest:
         preprocessing: how pictures become its input.
         model: architecture name as `edgecls train --model` takes it.
         precision: of the file that carries this manifest; a run folder's own says `fp32`.
+        label_ids: where labels have a published identifier (ImageNet's WordNet ids), one each, in the order of
+            `labels`; class folders may be named by it.
+        temperature: what the logits are divided by before they become probabilities; above 0. Answers do not
+            depend on it, only how sure they claim to be (arXiv 1706.04599).
         training: the options and the data that made it, as JSON values.
         metrics: measured figures by name; accuracies are fractions.
         files: sha256 by file name, for the files of the run folder.
@@ -91,6 +95,8 @@ class Manifest:
     preprocessing: Preprocessing
     model: str
     precision: Precision = "fp32"
+    label_ids: tuple[str, ...] = ()
+    temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -100,10 +106,15 @@ class Manifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "label_ids", tuple(self.label_ids))
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise RunError(f"manifest labels: expected two or more different names, got {list(self.labels)[:5]}")
         if not all(isinstance(label, str) and label for label in self.labels):
             raise RunError("manifest labels: expected non-empty names")
+        if self.label_ids and len(set(self.label_ids)) != len(self.labels):
+            raise RunError(f"manifest label_ids: expected {len(self.labels)} different ones, got {len(self.label_ids)}")
+        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
+            raise RunError(f"manifest temperature {self.temperature!r}: expected a number above 0")
         if self.precision not in get_args(Precision):
             raise RunError(f"manifest precision {self.precision!r}: expected one of {', '.join(get_args(Precision))}")
         if self.schema != SCHEMA:

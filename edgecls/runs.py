@@ -27,6 +27,7 @@ FIGURES: Final = "figures"
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
 EXPORT: Final = "export.json"
+ENGINES: Final = "engines"
 MODEL_FILES: Final[Mapping[Precision, str]] = {
     "fp32": "model.onnx",
     "fp16": "model.fp16.onnx",
@@ -111,11 +112,15 @@ class Run:
         files = {
             path.relative_to(self.folder).as_posix(): sha256_of(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
+            if path.is_file() and path.name != MANIFEST and not _is_hidden(path.relative_to(self.folder))
         }
         manifest = replace(manifest or self.manifest, files=files)
         write_text(self.path(MANIFEST), manifest.to_json())
         return manifest
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)  # what is being written, by this process or another
 
 
 def create_run_folder(model: str, out: Path | None = None) -> Path:

@@ -1,0 +1,636 @@
+"""ONNX to TensorRT engine, on the machine that will run it: TensorRT 10.3 and later, 11, and TensorRT for RTX.
+
+There is one way for all of them: the network is strongly typed, so the precision is what the ONNX file says. An
+engine runs where it was built and nowhere else, so its key says what it was built by, for and from; one with
+another key is never loaded, it is built again. Nothing here needs torch or the onnx package.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from edgecls.errors import EdgeclsError, ExportError, MissingExtra, OptionError, RunError
+from edgecls.manifest import METADATA_KEY, Manifest, Precision
+from edgecls.runs import atomic_path, sha256_of, write_json
+from edgecls.runtime.cuda import Gpu, find_gpu
+from edgecls.version import __version__
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+
+SCHEMA: Final = 1
+
+# JetPack and the wheels of TensorRT bring the first; those of TensorRT for RTX the last, some also the second
+_MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+
+_AMPERE: Final = (8, 0)
+_MAX_OPTIMIZATION_LEVEL: Final = 5
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """The TensorRT that is installed here.
+
+    Attributes:
+        module: its Python module.
+        version: e.g. `10.3.0`.
+    """
+
+    module: Any
+    flavour: Flavour
+    version: str
+
+    @property
+    def is_rtx(self) -> bool:
+        return self.flavour == "tensorrt-rtx"
+
+    def __str__(self) -> str:
+        return f"TensorRT{' for RTX' if self.is_rtx else ''} {self.version}"
+
+
+def find_tensorrt() -> TensorRT:
+    """The first TensorRT that can build.
+
+    Raises:
+        MissingExtra: none is installed.
+    """
+    for name in _MODULES:
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # wheels without their libraries raise classes of many kinds
+            continue
+        if hasattr(module, "Builder"):  # a package that only depends on the real one has none
+            return TensorRT(module, "tensorrt-rtx" if "rtx" in name else "tensorrt", str(module.__version__))
+    error = MissingExtra("edgecls engine", "tensorrt-rtx")
+    error.args = (
+        f"{error}; on a Jetson TensorRT comes with JetPack instead: make the environment with "
+        "python3 -m venv --system-site-packages, so that it sees it",
+    )
+    raise error
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """How many images a batch may have: from `min` to `max`; `opt` is what the engine is made fast for."""
+
+    min: int = 1
+    opt: int = 16
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        sizes = (self.min, self.opt, self.max)
+        if not (all(type(size) is int for size in sizes) and 1 <= self.min <= self.opt <= self.max):
+            raise OptionError(
+                f"--batch {self}: expected the smallest, usual and largest batch, rising, such as 1,16,64"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> BatchProfile:
+        """Read `1,16,64`.
+
+        Raises:
+            OptionError: not three rising whole numbers from 1.
+        """
+        try:
+            smallest, usual, largest = (int(part) for part in text.split(","))
+        except ValueError:
+            raise OptionError(
+                f"--batch {text}: expected three whole numbers, the smallest, usual and largest batch, such as 1,16,64"
+            ) from None
+        return cls(smallest, usual, largest)
+
+    def __str__(self) -> str:
+        return f"{self.min},{self.opt},{self.max}"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Attributes:
+    batch: the batches that the engine takes.
+    optimization_level: how long TensorRT may search for a faster engine, 0 to 5; 3 is its own default.
+    dla_core: run on this deep learning accelerator of a Jetson, layers that it cannot run on the GPU; None is the GPU.
+    hardware_compatible: an engine for every GPU from compute capability 8.0 on; can be slower.
+    compute_capability: of a GPU elsewhere to build for, e.g. `8.6`; TensorRT for RTX alone. None is the GPU here.
+    """
+
+    batch: BatchProfile = BatchProfile()
+    optimization_level: int = 3
+    dla_core: int | None = None
+    hardware_compatible: bool = False
+    compute_capability: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimization_level not in range(_MAX_OPTIMIZATION_LEVEL + 1):
+            raise OptionError(
+                f"--optimization-level {self.optimization_level}: expected a whole number "
+                f"from 0 to {_MAX_OPTIMIZATION_LEVEL}"
+            )
+        if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
+            raise OptionError(f"--compute-capability {self.compute_capability}: expected a number such as 8.6")
+        if self.hardware_compatible and self.compute_capability:
+            raise OptionError("--hardware-compatible and --compute-capability exclude one another: leave one out")
+        if self.dla_core is not None:
+            self._check_dla(self.dla_core)
+
+    def _check_dla(self, core: int) -> None:
+        if core < 0:
+            raise OptionError(f"--dla {core}: expected the number of a DLA core, from 0")
+        if self.hardware_compatible or self.compute_capability:
+            raise OptionError("--dla is for the accelerator of this Jetson: leave out the flags for other GPUs")
+        if not self.batch.min == self.batch.opt == self.batch.max:
+            raise OptionError(
+                f"--dla {core} with --batch {self.batch}: a DLA runs one size of batch only; "
+                f"give it three times, such as --batch {self.batch.opt},{self.batch.opt},{self.batch.opt}"
+            )
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What an engine is: the JSON beside it, with which a lone engine predicts.
+
+    Attributes:
+        flavour, tensorrt: which TensorRT built it, and its version; no other may load it.
+        platform: operating system and processor, e.g. `linux-aarch64`.
+        gpu: name of the GPU that it was built on; None where it was built for one elsewhere.
+        compute_capability: of the GPU that it was built for, major and minor.
+        batch, optimization_level, dla_core, hardware_compatible: as in `EngineOptions`.
+        onnx_sha256: of the ONNX file that it was built from.
+        engine_sha256: of the engine's own bytes.
+        manifest: that of the ONNX file: labels, preprocessing, precision.
+        created: ISO 8601, UTC.
+    """
+
+    flavour: Flavour
+    tensorrt: str
+    platform: str
+    gpu: str | None
+    compute_capability: tuple[int, int]
+    batch: BatchProfile
+    optimization_level: int
+    dla_core: int | None
+    hardware_compatible: bool
+    onnx_sha256: str
+    engine_sha256: str
+    manifest: Manifest
+    edgecls: str = __version__
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compute_capability", tuple(self.compute_capability))  # JSON gives lists
+        texts = ("tensorrt", "platform", "onnx_sha256", "engine_sha256", "edgecls", "created")
+        wrong = [name for name in texts if not isinstance(getattr(self, name), str)]
+        wrong += ["flavour"] if self.flavour not in get_args(Flavour) else []
+        wrong += ["gpu"] if not isinstance(self.gpu, str | None) else []
+        wrong += ["hardware_compatible"] if not isinstance(self.hardware_compatible, bool) else []
+        wrong += ["compute_capability"] if [type(n) for n in self.compute_capability] != [int, int] else []
+        wrong += ["optimization_level"] if not isinstance(self.optimization_level, int) else []
+        wrong += ["dla_core"] if not isinstance(self.dla_core, int | None) else []
+        if wrong:
+            raise RunError(f"engine record: {', '.join(wrong)} of another kind than expected")
+
+    @property
+    def precision(self) -> Precision:
+        return self.manifest.precision
+
+    @property
+    def runs_on(self) -> str:
+        """The GPUs that can load it, in words."""
+        major, minor = self.compute_capability
+        if self.hardware_compatible:
+            return "GPUs of compute capability 8.0 and above"
+        if self.flavour == "tensorrt-rtx":
+            return f"GPUs of compute capability {major}.{minor}"
+        return f"{self.gpu}, compute capability {major}.{minor}"
+
+    @property
+    def key(self) -> str:
+        """12 hex digits; the same for two engines only if one can stand for the other."""
+        decides = (
+            self.schema, self.flavour, self.tensorrt, self.platform, self.runs_on, self.precision, str(self.batch),
+            self.optimization_level, self.dla_core, self.onnx_sha256,
+        )  # fmt: skip
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.precision}-{self.key}.engine"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, engine: Path) -> EngineRecord:
+        """The record beside an engine, read strictly. (Whether the engine fits it is not asked here.)
+
+        Raises:
+            RunError: there is none, it is damaged, or of another schema.
+        """
+        path = sidecar(engine)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["schema"] != SCHEMA:
+                raise RunError(f"schema {values['schema']}, this edgecls ({__version__}) reads {SCHEMA}")
+            values["manifest"] = Manifest.from_json(json.dumps(values["manifest"]), str(path))
+            values["batch"] = BatchProfile(**values["batch"])
+            return cls(**values)
+        except OSError as error:
+            raise RunError(f"{path}: no record beside the engine ({error.strerror}); build it again") from error
+        except (ValueError, TypeError, LookupError, AttributeError, EdgeclsError) as error:
+            raise RunError(f"{path}: damaged record of an engine ({error}); build it again") from error
+
+
+def sidecar(engine: Path) -> Path:
+    """Where the record of an engine lies."""
+    return engine.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """Attributes:
+    file: the engine; its record is beside it, with the suffix `.json`.
+    reused: it was there already and nothing was built.
+    bytes: of the engine.
+    """
+
+    file: Path
+    record: EngineRecord
+    reused: bool
+    seconds: float
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "file": str(self.file), "record": self.record.to_json()}
+
+
+def build_engine(
+    onnx_file: Path,
+    folder: Path,
+    options: EngineOptions | None = None,
+    *,
+    on_step: Callable[[str], None] = lambda line: None,
+) -> EngineResult:
+    """Build the engine of an ONNX file into `folder`, unless the very same one is there.
+
+    Args:
+        onnx_file: as `edgecls export` wrote it: `images` uint8 (n, h, w, 3) to `logits` float32 (n, n_classes).
+        folder: is made if need be; gets the engine, its record and TensorRT's timing cache.
+        on_step: called with a line before each step.
+
+    Raises:
+        MissingExtra: there is no TensorRT.
+        OptionError: this machine, its TensorRT or the file cannot do what the options ask.
+        RunError: not an ONNX file of edgecls, or the engine cannot be written.
+        ExportError: TensorRT cannot read the graph or cannot build; the message has its reasons.
+    """
+    started = time.perf_counter()
+    options = options or EngineOptions()
+    tensorrt, gpu = find_tensorrt(), find_gpu()
+    model = _read(onnx_file)
+    manifest = manifest_of_onnx(model, str(onnx_file))
+    _check_precision(manifest.precision, options, onnx_file)
+    record = _wanted(tensorrt, gpu, options, manifest, hashlib.sha256(model).hexdigest())
+    file = folder / record.file_name
+    known = _reusable(file, record)
+    if known:
+        on_step(f"{file.name}: built before from this {onnx_file.name} by this {tensorrt}")
+        return EngineResult(file, known, True, time.perf_counter() - started, file.stat().st_size)
+    on_step(f"{record.precision}: {onnx_file.name} -> {file.name}, by {tensorrt} for {record.runs_on}")
+    plan = _Build(tensorrt, gpu, record, onnx_file, folder).run(model)
+    with atomic_path(file) as partial:
+        partial.write_bytes(plan)
+    record = replace(record, engine_sha256=hashlib.sha256(plan).hexdigest())
+    write_json(sidecar(file), record.to_json())  # after the engine: killed in between, the two do not fit
+    return EngineResult(file, record, False, time.perf_counter() - started, len(plan))
+
+
+def manifest_of_onnx(model: bytes, source: str) -> Manifest:
+    """The manifest inside an ONNX file, read without the onnx package, which a device does not have.
+
+    Of the file's protobuf only the outermost level is looked at, where the metadata is; that takes no time.
+
+    Args:
+        model: the file's bytes.
+        source: where they came from, for messages.
+
+    Raises:
+        RunError: not ONNX, no manifest in it, or a damaged one.
+    """
+    metadata_props, key, value = 14, 1, 2  # field numbers in onnx.proto
+    try:
+        entries = [dict(_fields(entry)) for number, entry in _fields(memoryview(model)) if number == metadata_props]
+    except (ValueError, IndexError) as error:
+        raise RunError(f"{source}: not an ONNX file, or a damaged one; expected one of edgecls export") from error
+    for entry in entries:
+        if bytes(entry.get(key, b"")) == METADATA_KEY.encode():
+            return Manifest.from_json(bytes(entry.get(value, b"")).decode(errors="replace"), source)
+    raise RunError(
+        f"{source}: no edgecls manifest in this file, so its labels and preprocessing are unknown; "
+        "expected an ONNX file that edgecls export wrote"
+    )
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The texts, bytes and messages in a protobuf message by field number; numbers in it are passed over."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind == 2:
+            size, at = _varint(message, at)
+            yield tag >> 3, message[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"protobuf has no wire type {kind}")
+    if at > len(message):
+        raise ValueError("the message ends early")
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The number that starts at `at`, 7 bits a byte with the lowest first, and where the next thing starts."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export") from error
+
+
+def _check_precision(precision: Precision, options: EngineOptions, file: Path) -> None:
+    if precision == "int8-cpu":
+        raise OptionError(f"{file.name} is INT8 for CPUs, which TensorRT rejects; build from model.int8.onnx")
+    if precision == "fp32" and options.dla_core is not None:
+        raise OptionError(f"--dla {options.dla_core}: a DLA computes in FP16 and INT8 only, and {file.name} is FP32")
+
+
+def _wanted(
+    tensorrt: TensorRT, gpu: Gpu | None, options: EngineOptions, manifest: Manifest, onnx_sha256: str
+) -> EngineRecord:
+    """The record of the engine that is asked for, still without the engine's sha256."""
+    capability = _target(tensorrt, gpu, options)
+    if options.hardware_compatible:
+        _check_hardware_compatible(tensorrt, capability)
+    return EngineRecord(
+        flavour=tensorrt.flavour,
+        tensorrt=tensorrt.version,
+        platform=f"{platform.system()}-{platform.machine()}".lower(),
+        gpu=gpu.name if gpu and gpu.compute_capability == capability else None,
+        compute_capability=capability,
+        batch=options.batch,
+        optimization_level=options.optimization_level,
+        dla_core=options.dla_core,
+        hardware_compatible=options.hardware_compatible,
+        onnx_sha256=onnx_sha256,
+        engine_sha256="",
+        manifest=manifest,
+    )
+
+
+def _target(tensorrt: TensorRT, gpu: Gpu | None, options: EngineOptions) -> tuple[int, int]:
+    """The compute capability to build for."""
+    asked = options.compute_capability
+    if asked and not tensorrt.is_rtx:
+        raise OptionError(
+            f"--compute-capability {asked}: {tensorrt} builds only for the GPU that it runs on; build on the device "
+            'itself, or with TensorRT for RTX: pip install "edgecls[tensorrt-rtx]"'
+        )
+    if asked:
+        major, _, minor = asked.partition(".")
+        capability = int(major), int(minor)
+    elif gpu:
+        capability = gpu.compute_capability
+    else:
+        raise _no_gpu(tensorrt)
+    built_for = _capabilities(tensorrt) if tensorrt.is_rtx else {capability: ""}
+    if capability not in built_for:
+        raise OptionError(
+            f"compute capability {capability[0]}.{capability[1]}: {tensorrt} builds for "
+            f"{', '.join(f'{major}.{minor}' for major, minor in built_for)}"
+        )
+    return capability
+
+
+def _no_gpu(tensorrt: TensorRT) -> OptionError:
+    elsewhere = f"{tensorrt} builds only where the engine will run: run edgecls engine there"
+    if tensorrt.is_rtx:
+        elsewhere = "name the GPU to build for, such as --compute-capability 8.6"
+    return OptionError(
+        f"no CUDA GPU was found on this machine; {elsewhere}. If there is one: it is seen through NVIDIA's driver "
+        "and a Python binding, pip install cuda-bindings"
+    )
+
+
+def _capabilities(tensorrt: TensorRT) -> dict[tuple[int, int], str]:
+    """What TensorRT for RTX builds for: (major, minor) to the name of its constant, such as SM86."""
+    names = (name for name in dir(tensorrt.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
+    return {(int(name[2:-1]), int(name[-1])): name for name in sorted(names, key=lambda name: int(name[2:]))}
+
+
+def _check_hardware_compatible(tensorrt: TensorRT, capability: tuple[int, int]) -> None:
+    if tensorrt.is_rtx or not hasattr(tensorrt.module, "HardwareCompatibilityLevel"):
+        raise OptionError(
+            f"--hardware-compatible: {tensorrt} has no such engines; "
+            "leave it out, or name the GPU to build for with --compute-capability"
+        )
+    if capability < _AMPERE:
+        raise OptionError(
+            f"--hardware-compatible: is built on a GPU of compute capability 8.0 and above, this one has "
+            f"{capability[0]}.{capability[1]}; leave it out"
+        )
+
+
+def _reusable(file: Path, wanted: EngineRecord) -> EngineRecord | None:
+    """The record of the engine there, if it is the one wanted, and whole."""
+    with suppress(RunError, OSError):
+        record = EngineRecord.read(file)
+        if record.key == wanted.key and sha256_of(file) == record.engine_sha256:
+            return record
+    return None
+
+
+class _Build:
+    """One build: what TensorRT says meanwhile is kept, and becomes the error message if it fails."""
+
+    def __init__(
+        self, tensorrt: TensorRT, gpu: Gpu | None, record: EngineRecord, onnx_file: Path, folder: Path
+    ) -> None:
+        self._tensorrt, self._trt = tensorrt, tensorrt.module
+        self._gpu = gpu if record.gpu else None  # its memory says nothing about a GPU elsewhere
+        self._record, self._file = record, onnx_file
+        version = f"{tensorrt.flavour}-{tensorrt.version}-{record.runs_on}"
+        self._cache_file = folder / f"timing-{hashlib.sha256(version.encode()).hexdigest()[:12]}.cache"
+        self._logger = _logger(self._trt)
+        self._said: list[str] = self._logger.said
+        self._said.clear()
+
+    def run(self, model: bytes) -> memoryview:
+        """The engine's bytes.
+
+        Raises:
+            ExportError, OptionError: as `build_engine`.
+        """
+        try:
+            builder = self._trt.Builder(self._logger)
+        except Exception as error:  # the binding's word for "it returned nothing"
+            raise self._failed("cannot start", self._said or [str(error)]) from error
+        self._check_dla(builder)
+        network = self._parse(builder, model)
+        config = self._configure(builder, network)
+        cache = self._attach_timing_cache(config)
+        try:
+            plan = builder.build_serialized_network(network, config)
+        except Exception as error:
+            raise self._failed("could not build", [*self._said, str(error)]) from error
+        if plan is None:
+            raise self._failed("could not build", self._said)
+        if cache is not None:
+            with atomic_path(self._cache_file) as partial:
+                partial.write_bytes(memoryview(cache.serialize()))
+        return memoryview(plan).cast("B")
+
+    def _failed(self, what: str, reasons: list[str]) -> ExportError:
+        said = "".join(f"\n  {reason}" for reason in reasons) or " TensorRT gave no reason."
+        return ExportError(
+            f"{self._tensorrt} {what} an engine of {self._file} (batch {self._record.batch}):{said}\n"
+            "Where it ran out of memory: take a smaller --batch, or close other programs that use the GPU"
+        )
+
+    def _check_dla(self, builder: Any) -> None:
+        cores = getattr(builder, "num_DLA_cores", 0)
+        core = self._record.dla_core
+        if core is not None and core >= cores:
+            there = f"has {cores} DLA cores, numbered from 0" if cores else "has no DLA core that this TensorRT can use"
+            raise OptionError(
+                f"--dla {core}: this machine {there}; leave it out to build for the GPU. "
+                f"(This is {self._tensorrt}; 10.7 was the last with DLA before 11.4.1)"
+            )
+
+    def _parse(self, builder: Any, model: bytes) -> Any:
+        # strong typing is a flag in TensorRT 10, and all that there is in 11
+        flags: Any = getattr(self._trt, "NetworkDefinitionCreationFlag", None)
+        strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+        network = builder.create_network(strongly_typed)
+        parser = self._trt.OnnxParser(network, self._logger)
+        adjust = getattr(getattr(self._trt, "OnnxParserFlag", None), "ADJUST_FOR_DLA", None)
+        if self._record.dla_core is not None and adjust is not None:
+            parser.set_flag(adjust)
+        if not parser.parse(model):
+            errors = [_described(parser.get_error(index)) for index in range(parser.num_errors)]
+            said = "".join(f"\n  {line}" for line in errors or self._said) or " it gives no reason"
+            raise ExportError(
+                f"{self._file}: {self._tensorrt} cannot read this graph:{said}\n"
+                "Export it again with this edgecls; if that does not help, predict with the ONNX file itself"
+            )
+        self._check_signature(network)
+        return network
+
+    def _check_signature(self, network: Any) -> None:
+        """A graph that does not fit its manifest would be fed the wrong pixels, or give the wrong labels."""
+        given, answered = network.get_input(0), network.get_output(0)
+        got = (given.dtype, tuple(given.shape), tuple(answered.shape)[1:])
+        manifest = self._record.manifest
+        expected = (self._trt.DataType.UINT8, (-1, *manifest.preprocessing.size_hw, 3), (len(manifest.labels),))
+        if network.num_inputs != 1 or got != expected:
+            raise ExportError(
+                f"{self._file}: the graph does not fit its manifest: (input type, input shape, answers) is "
+                f"{got}, expected {expected}; export it again"
+            )
+
+    def _configure(self, builder: Any, network: Any) -> Any:
+        config = builder.create_builder_config()
+        config.builder_optimization_level = self._record.optimization_level
+        self._add_profile(builder, config, network.get_input(0))
+        if self._gpu:
+            # what is left is for the weights, for activations and, on a Jetson, for every other program
+            config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, self._gpu.free_bytes // 2)
+        if self._tensorrt.is_rtx:
+            name = _capabilities(self._tensorrt)[self._record.compute_capability]
+            config.num_compute_capabilities = 1
+            if not config.set_compute_capability(getattr(self._trt.ComputeCapability, name), 0):
+                raise self._failed("does not take the compute capability of", self._said)
+        if self._record.hardware_compatible:
+            config.hardware_compatibility_level = self._trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if self._record.dla_core is not None:
+            config.default_device_type = self._trt.DeviceType.DLA
+            config.DLA_core = self._record.dla_core
+            config.set_flag(self._trt.BuilderFlag.GPU_FALLBACK)
+        return config
+
+    def _add_profile(self, builder: Any, config: Any, images: Any) -> None:
+        profile, batch = builder.create_optimization_profile(), self._record.batch
+        pixels = tuple(images.shape)[1:]
+        profile.set_shape(images.name, (batch.min, *pixels), (batch.opt, *pixels), (batch.max, *pixels))
+        if config.add_optimization_profile(profile) < 0:
+            raise self._failed("rejects the batch profile of", self._said)
+
+    def _attach_timing_cache(self, config: Any) -> Any:
+        """What earlier builds here learnt about kernels; a cache of another device or a damaged one is dropped.
+
+        TensorRT for RTX times nothing, and would need a GPU as soon as a cache is attached.
+        """
+        if self._tensorrt.is_rtx or not hasattr(config, "create_timing_cache"):
+            return None
+        known = self._cache_file.read_bytes() if self._cache_file.is_file() else b""
+        said_before = len(self._said)
+        for content in (known, b""):
+            with suppress(TypeError, RuntimeError):  # what the binding makes of a cache that cannot be read
+                cache = config.create_timing_cache(content)
+                if cache is not None and config.set_timing_cache(cache, False):
+                    del self._said[said_before:]  # that an old cache is no good is no reason for a failure
+                    return cache
+        return None
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The logger of this process: keeps errors in `said`, prints nothing.
+
+    One for all builds, since TensorRT ignores a second one as long as anything made with the first is alive.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # by its name: super() does not start a pybind11 trampoline
+            self.said: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not _is_noise(message):
+                self.said.append(" ".join(message.split()))
+
+    return Logger()
+
+
+def _is_noise(line: str) -> bool:
+    """Where there is no driver, TensorRT repeats that behind every other error."""
+    return "catchCudaError" in line
+
+
+def _described(error: Any) -> str:
+    """One parser error in one line: which node, which operator, why."""
+    lines = [line for line in error.desc().splitlines() if line.strip() and not _is_noise(line)]
+    name, operator = error.node_name(), error.node_operator()
+    node = f"node {name!r} ({operator}): " if name or operator else ""
+    return node + " ".join(lines)
