@@ -62,7 +62,15 @@ class Device(str, Enum):
 class Precision(str, Enum):
     auto = "auto"
     fp32 = "fp32"
+    fp16 = "fp16"
     int8 = "int8"
+
+
+class Method(str, Enum):
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
 
 
 class RowFormat(str, Enum):
@@ -161,30 +169,78 @@ def train(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
-    int8: Annotated[bool, typer.Option("--int8", help="Write the INT8 graphs as well.")] = False,
-    calibration_images: Annotated[int, typer.Option(help="Training images that set the INT8 ranges.")] = 512,
+    int8: Annotated[bool, typer.Option("--int8", help="Write the INT8 graphs, and the FP16 graph.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write the FP16 graph.")] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Build a TensorRT engine from the best file that passed.")] = False,
+    calibration: Annotated[Optional[Path], typer.Option(help="Folder or CSV of the images that set the INT8 ranges.", show_default="the training split")] = None,
+    calibration_images: Annotated[int, typer.Option(help="How many of them, at most.")] = 512,
+    method: Annotated[Method, typer.Option(help="How a tensor's values become its range.")] = Method.minmax,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Calibrate on validation or test images too.")] = False,
+    validation: Annotated[Optional[Path], typer.Option(help="Class folders or CSV that the gate is measured on.", show_default="the validation split")] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of top-1 that a file may lose to FP32.")] = 1.0,
+    min_speedup: Annotated[float, typer.Option(help="Speed of INT8 on this CPU over FP32's, at the least.")] = 1.0,
+    time_budget: Annotated[float, typer.Option(help="Seconds for giving layers back to float where INT8 loses more.")] = 600.0,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch of the engine.")] = "1,16,64",
     seed: Annotated[int, typer.Option(help="Of the draw of the calibration images.")] = 0,
     as_json: AsJson = False,
-) -> None:
-    """Write a run's ONNX files, check them against the checkpoint, measure them side by side."""
+) -> None:  # fmt: skip
+    """Write a run's model files, compare them with the checkpoint and each other. Exit code 1: the gate is missed."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls export", "train"):
         from edgecls import tables
         from edgecls.calibration.sample import SampleOptions
-        from edgecls.export.run import ExportOptions
+        from edgecls.export.engine import BatchProfile, EngineOptions
+        from edgecls.export.gate import GateOptions
+        from edgecls.export.run import ExportOptions, Progress
         from edgecls.export.run import export as export_run
-    options = ExportOptions(run, int8, SampleOptions(calibration_images, seed))
-    with tables.progress_bar(console, "validation images") as bar:
+    options = ExportOptions(
+        run, int8, fp16, SampleOptions(calibration_images, seed, calibration, allow_overlap), method.value, validation,
+        GateOptions(max_drop, min_speedup, time_budget), EngineOptions(BatchProfile.parse(batch)) if engine else None,
+    )  # fmt: skip
+    with tables.progress_bar(console, "export") as bar:
         result = export_run(
             options,
-            on_step=console.print,
-            on_measuring=lambda n: bar.update(bar.task_ids[0], total=n),
-            on_images=lambda n: bar.advance(bar.task_ids[0], n),
+            Progress(
+                console.print,
+                lambda title, n: bar.reset(bar.task_ids[0], total=n, description=title),
+                lambda n: bar.advance(bar.task_ids[0], n),
+            ),
         )
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.exported(result))
+        console.print(tables.exported(result), tables.export_details(result), sep="\n")
+    if result.verdict == "missed":
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def engine(
+    model: Annotated[str, typer.Argument(help="A run folder or an ONNX file.")] = "latest",
+    precision: Annotated[Precision, typer.Option(help="auto: the best that passed export's gate.")] = Precision.auto,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,16,64",
+    optimization_level: Annotated[int, typer.Option(help="0 builds fastest, 5 searches longest.")] = 3,
+    dla: Annotated[MaybeInt, typer.Option(help="DLA core to run on; what it cannot run goes to the GPU.", show_default="none")] = None,
+    hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; slower.")] = False,
+    compute_capability: Annotated[Optional[str], typer.Option(help="Of another GPU, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Build a TensorRT engine on the device that will run it."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls import tables
+    from edgecls.export.engine import BatchProfile, EngineOptions, build_engine
+    from edgecls.runs import ENGINES, find_model
+    from edgecls.runtime.classifier import file_for_engine
+
+    file = file_for_engine(find_model(model), precision.value)
+    options = EngineOptions(
+        BatchProfile.parse(batch), optimization_level, dla, hardware_compatible, compute_capability
+    )  # fmt: skip
+    result = build_engine(file, file.parent / ENGINES, options, on_step=console.print)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.built(result))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typing import Final, Literal, cast
 
 import numpy as np
 
-from edgecls.errors import DatasetError
+from edgecls.errors import DatasetError, some
 from edgecls.images import find_images, find_others, natural_key
 from edgecls.runs import atomic_path
 
@@ -46,6 +46,29 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
+class ClassNames:
+    """What folders and rows may call the classes of a model: by label, by published id, or by index.
+
+    Attributes:
+        labels: in the order of the logits.
+        ids: one for each label (ImageNet's WordNet ids), or none.
+    """
+
+    labels: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+
+    def label_of(self, name: str) -> str | None:
+        """The label that `name` means, or None. A label comes first: of digits, `7` is the class 7 at any index."""
+        if name in self.labels:
+            return name
+        if name in self.ids:
+            return self.labels[self.ids.index(name)]
+        if name.isascii() and name.isdecimal() and int(name) < len(self.labels):
+            return self.labels[int(name)]
+        return None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Labelled images by split.
 
@@ -66,7 +89,7 @@ class Dataset:
         for split in SPLITS:
             foreign = sorted({image.label for image in self.splits[split]} - known, key=natural_key)
             if foreign:
-                raise DatasetError(f"the {split} split has classes that train does not know: {_some(foreign)}")
+                raise DatasetError(f"the {split} split has classes that train does not know: {some(foreign)}")
 
     def targets(self, split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Label index of every image of a split, (n,) int64."""
@@ -86,7 +109,7 @@ class Dataset:
         if lost or not splits["val"]:
             example, reason = next(iter(unreadable.items()))
             raise DatasetError(
-                f"no readable {'training image of ' + _some(sorted(lost)) if lost else 'validation image'} is left; "
+                f"no readable {'training image of ' + some(sorted(lost)) if lost else 'validation image'} is left; "
                 f"{len(unreadable)} images cannot be decoded, for example {example.path}: {reason}"
             )
         return replace(self, splits=cast(Mapping[Split, tuple[LabelledImage, ...]], splits), unreadable=unreadable)
@@ -101,7 +124,7 @@ class Dataset:
             present = {image.label for image in self.splits[split]}
             if present and present != set(self.labels):
                 missing = sorted(set(self.labels) - present, key=natural_key)
-                lines.append(f"the {split} split has no image of {_some(missing)}")
+                lines.append(f"the {split} split has no image of {some(missing)}")
         return lines
 
 
@@ -131,7 +154,7 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> D
         lonely = [label for label in labels if counts[label] < 2]
         if lonely:
             raise DatasetError(
-                f"{source}: one image only in {_some(lonely)}; a class needs at least two, one to train and one "
+                f"{source}: one image only in {some(lonely)}; a class needs at least two, one to train and one "
                 "to validate. Add images, remove the class, or give a val split of your own"
             )
         val, train = stratified_split(train, val_fraction, seed)
@@ -140,6 +163,28 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> D
     splits: dict[Split, tuple[LabelledImage, ...]]
     splits = {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))}
     return Dataset(labels, splits, unused=_unused(source, found) if source.is_dir() else ())
+
+
+def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...]:
+    """Images with known labels: class folders (named by label, id or index), or a CSV with path,label.
+
+    Raises:
+        DatasetError: nothing there, or folders and rows that name no class of the model.
+    """
+    if not source.exists():
+        raise DatasetError(f"{source}: no such folder or CSV file; expected class folders or a CSV (path,label)")
+    found = _from_csv(source) if source.is_file() else {"train": _class_folders(source, _subfolders(source), True)}
+    images = [image for split in SPLITS for image in found.get(split, ())]
+    if not images:
+        raise DatasetError(f"{source}: no images in it; expected class folders with images, or a CSV (path,label)")
+    meant = {name: classes.label_of(name) for name in {image.label for image in images}}
+    strange = sorted((name for name, label in meant.items() if label is None), key=natural_key)
+    if strange:
+        raise DatasetError(
+            f"{source}: {len(strange)} of {len(meant)} class names are not the model's: {some(strange)}; expected "
+            f"labels ({some(classes.labels, 3)}){', their ids' if classes.ids else ''} or class indices"
+        )
+    return tuple(LabelledImage(image.path, cast(str, meant[image.label])) for image in images)
 
 
 def _unused(root: Path, found: Mapping[Split, list[LabelledImage]]) -> tuple[Path, ...]:
@@ -152,12 +197,12 @@ def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
     named = {folder: _SPLIT_NAMES.get(folder.name.casefold()) for folder in folders}
     if not any(split == "train" for split in named.values()):
         if any(named.values()) and all(named.values()):
-            raise DatasetError(f"{root}: has {_some([f.name for f in folders])} but no train folder.\n{LAYOUTS}")
+            raise DatasetError(f"{root}: has {some([f.name for f in folders])} but no train folder.\n{LAYOUTS}")
         return {"train": _class_folders(root, folders, may_be_empty=False)}
     strange = [folder.name for folder, split in named.items() if split is None]
     if strange:
         raise DatasetError(
-            f"{root}: {_some(strange)} beside the train folder is neither val nor test; "
+            f"{root}: {some(strange)} beside the train folder is neither val nor test; "
             f"move it away, or into train if it is a class.\n{LAYOUTS}"
         )
     found: dict[Split, list[LabelledImage]] = {}
@@ -174,7 +219,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(visible, key=lambda path: natural_key(path.name))
 
 
-def _class_folders(root: Path, folders: Sequence[Path], *, may_be_empty: bool) -> list[LabelledImage]:
+def _class_folders(root: Path, folders: Sequence[Path], may_be_empty: bool) -> list[LabelledImage]:
     if not folders:
         loose = sum(1 for _ in find_images(root))
         what = f"{loose} images but no class folders" if loose else "neither class folders nor images"
@@ -200,7 +245,7 @@ def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
             missing.append(f"line {number}: {row['path']}")
         found.setdefault(split, []).append(LabelledImage(image.absolute(), row["label"]))
     if missing:
-        raise DatasetError(f"{path}: {len(missing)} images do not exist (relative to the CSV): {_some(missing)}")
+        raise DatasetError(f"{path}: {len(missing)} images do not exist (relative to the CSV): {some(missing)}")
     return found
 
 
@@ -311,8 +356,3 @@ def read_split(path: Path, labels: Sequence[str]) -> Dataset:
         else:
             splits[cast(Split, row.get("split"))].append(image)
     return Dataset(tuple(labels), {split: tuple(images) for split, images in splits.items()}, unreadable)
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from edgecls import tables
 from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
-from edgecls.export.run import ExportOptions, ExportResult, export
+from edgecls.export.run import ExportOptions, ExportResult, Progress, export
 from edgecls.runs import Run
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.train.run import TrainOptions, TrainResult, train
@@ -59,7 +59,7 @@ def demo(folder: Path, console: Console) -> DemoResult:
     draw_training(Run(run))
     console.print(tables.training(trained))
     console.print(f"\n$ edgecls export {run} --int8")
-    exported = export(ExportOptions(str(run), int8=True), on_step=console.print)
+    exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))
     console.print(tables.exported(exported))
     console.print(
         f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"

@@ -16,6 +16,14 @@ alone, prints it without a traceback and exits 1; anything else that escapes is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are: for messages about long lists."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
 
 class EdgeclsError(Exception):
     """The root; also a sign that the message is written for the user."""

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from edgecls.manifest import Precision
 from edgecls.metrics import wilson_interval
 
 if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
+    from edgecls.export.engine import EngineResult
     from edgecls.export.run import ExportResult
+    from edgecls.metrics import PairedDifference
     from edgecls.runtime.predict import PredictReport
     from edgecls.train.loop import Epoch
     from edgecls.train.run import TrainResult
@@ -21,8 +25,8 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
 _PRECISION_NAMES: Final = {
     "fp32": "FP32",
     "fp16": "FP16",
-    "int8": "INT8 for TensorRT",
-    "int8-cpu": "INT8 for CPUs",
+    "int8": "INT8, TensorRT",
+    "int8-cpu": "INT8, CPU",
 }
 
 
@@ -60,25 +64,91 @@ def training(result: TrainResult) -> Table:
 
 
 def exported(result: ExportResult) -> Table:
-    n_images = next(iter(result.precisions.values())).n_images
-    table = Table(title=f"Export: {n_images:,} validation images", title_justify="left", caption_justify="left")
-    table.add_column("file")
-    for name in ("top-1", "as checkpoint", "img/s", "size"):
-        table.add_column(name, justify="right")
-    for precision, measured in result.precisions.items():
-        slow = precision == "int8"  # not made for CPUs: its speed here says nothing about the device
+    measured = result.precisions
+    fp32 = measured["fp32"]
+    title = f"Export: {fp32.n_images:,} validation images" if fp32.n_images else "Export"
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
+    table.add_column("file", no_wrap=True)
+    for name in ("top-1", "as FP32", "broke/fixed", "drop (95 %)", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for precision, each in measured.items():
+        paired = each.paired
         table.add_row(
             _PRECISION_NAMES[precision],
-            percent(measured.accuracy),
-            percent(measured.agreement),
-            "on the device" if slow else f"{measured.images_per_second:,.0f}",
-            f"{measured.bytes / 1e6:.2f} MB",
+            "-" if each.accuracy is None else percent(each.accuracy),
+            "-" if each.agreement is None or paired is None else percent(each.agreement),
+            f"{paired.broken} / {paired.fixed}" if paired else "-",
+            _drop(paired) if paired else "-",
+            f"{each.bytes / 1e6:.2f}",
         )
-    first = next(iter(result.precisions.values()))
-    table.caption = (
-        f"{result.verdict}: {result.reason}\n(img/s: {first.backend}, batches of {first.batch_size}, inference alone)"
-    )
+    table.caption = f"{result.verdict}: {result.reason}"
     return table
+
+
+def _drop(paired: PairedDifference) -> str:
+    low, high = paired.drop_interval
+    return f"{100 * paired.drop:.2f} ({100 * low:.1f}, {100 * high:.1f})"
+
+
+def export_details(result: ExportResult) -> Table:
+    """What the verdict rests on besides accuracy: speed, what stayed float, which classes lost, how sure it is."""
+    facts = _facts("What stands behind it")
+    fp32 = result.precisions["fp32"]
+    facts.add_row(
+        "fp32 = checkpoint",
+        f"logits within {result.parity.max_logit_difference:.1g} on {result.parity.n_images} golden images"
+        + (
+            "" if fp32.agreement is None else f", the same answer on {percent(fp32.agreement)} of the validation images"
+        ),
+    )
+    cpu: tuple[Precision, ...] = ("fp32", "int8-cpu")
+    for precision in cpu:  # what the others do on this CPU says nothing about the device
+        each = result.precisions.get(precision)
+        if each:
+            speeds = ", ".join(f"{speed:,.0f} in batches of {size}" for size, speed in each.speeds.items())
+            facts.add_row(f"img/s, {_PRECISION_NAMES[precision]}", f"{speeds} ({each.backend}, inference alone)")
+    for precision, each in result.precisions.items():
+        if each.paired:
+            facts.add_row(
+                f"answers, {_PRECISION_NAMES[precision]}",
+                f"{each.paired.changed} of {each.paired.n:,} changed; equally accurate: p = {each.paired.p_value:.2g}",
+            )
+        if each.ece_before is not None and each.ece_after is not None:
+            facts.add_row(
+                f"confidence, {_PRECISION_NAMES[precision]}",
+                f"off by {percent(each.ece_before)}, {percent(each.ece_after)} with temperature {each.temperature:.2f}",
+            )
+        if each.classes:
+            worst = each.classes[0]
+            facts.add_row(
+                f"classes, {_PRECISION_NAMES[precision]}",
+                f"{len(each.classes)} lost, most of all {worst.label}: {percent(worst.fp32)} to "
+                f"{percent(worst.accuracy)} of {worst.n} images",
+            )
+        if each.given_back:
+            facts.add_row(f"float in {_PRECISION_NAMES[precision]}", ", ".join(each.given_back))
+    for note in result.notes:
+        facts.add_row("note", note)
+    if result.n_calibration:
+        facts.add_row("ranges", f"{result.method}, {result.n_calibration:,} calibration images")
+    if result.engine:
+        state = "as built before" if result.engine.reused else f"built in {result.engine.seconds:.1f} s"
+        facts.add_row("engine", f"{result.engine.file}, {state}")
+    facts.add_row("time", f"{result.seconds:.1f} s")
+    facts.add_row("run", str(result.run))
+    return facts
+
+
+def built(result: EngineResult) -> Table:
+    facts, record = _facts("Engine"), result.record
+    facts.add_row("file", str(result.file))
+    facts.add_row("state", "as built before: nothing changed" if result.reused else f"built in {result.seconds:.1f} s")
+    facts.add_row("size", f"{result.bytes / 1e6:.2f} MB")
+    facts.add_row("precision", _PRECISION_NAMES[record.precision])
+    facts.add_row("batches", f"{record.batch.min} to {record.batch.max}, fastest at {record.batch.opt}")
+    facts.add_row("runs on", record.runs_on)
+    facts.add_row("built by", f"{record.flavour} {record.tensorrt}")
+    return facts
 
 
 def predicted(report: PredictReport) -> tuple[Table, Table]:
@@ -124,7 +194,7 @@ def _facts(title: str) -> Table:
 def progress_bar(console: Console, title: str) -> Iterator[Progress]:
     """A bar with one task, on a terminal; nothing elsewhere."""
     bar = Progress(
-        TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:

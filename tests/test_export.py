@@ -9,26 +9,28 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from edgecls.calibration.ranges import calibrate
-from edgecls.calibration.sample import SampleOptions, draw_calibration_set
 from edgecls.datasets import read_split
-from edgecls.errors import ExportError, ImageError, OptionError, ParityError, RunError
+from edgecls.errors import ParityError, RunError
 from edgecls.export.graph import PIXEL_SCALE
-from edgecls.export.int8 import QUANTIZED_OPS, int8_from_onnx
-from edgecls.export.parity import Golden, check_parity
+from edgecls.export.parity import check_parity
 from edgecls.export.run import ExportOptions, export
+from edgecls.golden import Golden
 from edgecls.manifest import METADATA_KEY, Manifest
 from edgecls.runs import Run, sha256_of
 from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
 from edgecls.runtime.classifier import Classifier
 from edgecls.train.checkpoint import load_checkpoint
 
-FILES = {"model.onnx": "fp32", "model.int8.onnx": "int8", "model.int8-cpu.onnx": "int8-cpu"}
+FILES = {
+    "model.onnx": "fp32",
+    "model.fp16.onnx": "fp16",
+    "model.int8.onnx": "int8",
+    "model.int8-cpu.onnx": "int8-cpu",
+}
 
 
 @pytest.fixture
@@ -72,14 +74,14 @@ def test_the_batch_is_dynamic_and_does_not_change_the_answer(exported_run: Path,
 
 
 def test_no_graph_transposes_or_quantizes_uint8_where_tensorrt_must_read_it(exported_run: Path) -> None:
-    for name in ("model.onnx", "model.int8.onnx"):
+    for name in ("model.onnx", "model.fp16.onnx", "model.int8.onnx"):
         graph = onnx.shape_inference.infer_shapes(onnx.load(exported_run / name)).graph
         first = next(node for node in graph.node if "images" in node.input)
         assert first.op_type == "Cast", name
         zero_points = {i.name: i.data_type for i in graph.initializer}
         for node in graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                assert zero_points[node.input[2]] in (TensorProto.INT8, TensorProto.INT32), node.name
+                assert zero_points[node.input[2]] == TensorProto.INT8, node.name
 
 
 def activation_zero_points(file: Path) -> list[np.ndarray[Any, Any]]:
@@ -128,76 +130,19 @@ def test_the_export_report_has_what_was_measured(exported_run: Path) -> None:
     report = json.loads((exported_run / "export.json").read_text())
     assert report["verdict"] in ("passed", "missed")
     assert report["parity"]["max_logit_difference"] <= report["parity"]["tolerance"]
-    assert set(report["precisions"]) == {"fp32", "int8", "int8-cpu"}
+    assert set(report["precisions"]) == {"fp32", "fp16", "int8", "int8-cpu"}
     for measured in report["precisions"].values():
         assert measured["n_images"] == 16
         assert measured["accuracy"] > 0.8
         assert measured["agreement"] > 0.8
         assert measured["images_per_second"] > 0
         assert measured["bytes"] > 0
+        assert measured["golden"]["max_logit_difference"] < 1
+        assert 0 <= measured["ece_before"] <= 1
+        assert 0.1 <= measured["temperature"] <= 10
     assert report["serves"] == ("int8-cpu" if report["verdict"] == "passed" else "fp32")
-
-
-def test_the_calibration_file_lists_training_images_only(exported_run: Path) -> None:
-    run = Run(exported_run)
-    calibration = json.loads(run.path("calibration.json").read_text())
-    dataset = read_split(run.path("split.csv"), run.manifest.labels)
-    training = {str(image.path) for image in dataset.splits["train"]}
-    used = {image["path"]: image["sha256"] for image in calibration["images"]}
-    assert len(used) == calibration["n_images"] == 32
-    assert set(used) <= training
-    path, digest = next(iter(used.items()))
-    assert sha256_of(Path(path)) == digest
-    assert calibration["model_sha256"] == run.manifest.files["model.onnx"]
-
-
-def test_ranges_are_those_of_the_tensors(exported_run: Path) -> None:
-    """The calibrated range of every tensor is what a plain run over the same images sees."""
-    run = Run(exported_run)
-    dataset = read_split(run.path("split.csv"), run.manifest.labels)
-    chosen = draw_calibration_set(dataset, SampleOptions(11))
-    calibration = calibrate(run.path("model.onnx"), chosen, run.manifest.preprocessing, QUANTIZED_OPS)
-    graph = onnx.load(run.path("model.onnx"))
-    name = next(node for node in graph.graph.node if node.op_type == "Conv").output[0]
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    from edgecls import images
-
-    pixels = np.stack([images.load(image.path, run.manifest.preprocessing) for image in chosen])
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    (values,) = session.run([name], {"images": pixels})
-    assert calibration.ranges[name] == pytest.approx((values.min(), values.max()), rel=1e-4)
-
-
-def test_the_same_seed_draws_the_same_calibration_set(exported_run: Path) -> None:
-    run = Run(exported_run)
-    dataset = read_split(run.path("split.csv"), run.manifest.labels)
-    one, again, other = (draw_calibration_set(dataset, SampleOptions(20, seed)) for seed in (0, 0, 1))
-    assert one == again != other
-    with pytest.raises(OptionError, match="--calibration-images 0"):
-        SampleOptions(0)
-
-
-def test_calibration_stops_at_a_broken_image_and_never_runs_on_nothing(run: Run) -> None:
-    dataset = read_split(run.path("split.csv"), run.manifest.labels)
-    arguments = (run.manifest.preprocessing, QUANTIZED_OPS)
-    with pytest.raises(ExportError, match="calibration set is empty"):
-        calibrate(run.path("model.onnx"), [], *arguments)
-    broken = run.folder / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8\xff")
-    bad = [*dataset.splits["train"][:9], type(dataset.splits["train"][0])(broken, "checks")]
-    with pytest.raises(ImageError, match=r"broken\.jpg"):
-        calibrate(run.path("model.onnx"), bad, *arguments)
-
-
-def test_a_calibration_of_another_model_is_refused(run: Run) -> None:
-    dataset = read_split(run.path("split.csv"), run.manifest.labels)
-    chosen = draw_calibration_set(dataset, SampleOptions(8))
-    calibration = calibrate(run.path("model.onnx"), chosen, run.manifest.preprocessing, QUANTIZED_OPS)
-    other = run.path("other.onnx")
-    other.write_bytes(run.path("model.onnx").read_bytes() + b" ")
-    with pytest.raises(ExportError, match="taken from another model file"):
-        int8_from_onnx(other, calibration, "int8", run.manifest, run.path("out.onnx"))
-    assert not run.path("out.onnx").exists()
+    assert report["engine_from"] == "int8"
+    assert report["precisions"]["int8"]["paired"]["n"] == 16
 
 
 def test_a_checkpoint_that_was_swapped_fails_parity_and_the_old_file_stays(run: Run) -> None:
@@ -209,7 +154,7 @@ def test_a_checkpoint_that_was_swapped_fails_parity_and_the_old_file_stays(run: 
     with pytest.raises(ParityError, match="does not answer as its checkpoint"):
         export(ExportOptions(str(run.folder)))
     assert sha256_of(run.path("model.onnx")) == old
-    assert not list(run.folder.glob(".candidate*"))
+    assert not list(run.folder.glob(".export*"))
 
 
 def test_a_graph_with_nan_answers_fails_parity(run: Run) -> None:
@@ -228,6 +173,7 @@ def test_an_export_without_int8_leaves_no_int8_files_of_an_earlier_one(run: Run)
     result = export(ExportOptions(str(run.folder)))
     assert (result.verdict, result.serves) == ("passed", "fp32")
     assert not run.path("model.int8.onnx").exists()
+    assert not run.path("model.fp16.onnx").exists()
     assert not run.path("calibration.json").exists()
     assert set(result.precisions) == {"fp32"}
 

@@ -1,96 +1,94 @@
-"""Accuracy and speed of a run's model files, side by side on the same validation images in one go."""
+"""What a run's model files answer on the validation images, and how fast: figures for the gate and for people."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecls import images, metrics
+from edgecls import images
 from edgecls.datasets import LabelledImage
 from edgecls.errors import ImageError
+from edgecls.export.parity import Parity
 from edgecls.images import Pixels
 from edgecls.manifest import Precision, Preprocessing
+from edgecls.metrics import PairedDifference
 from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runtime.backend import Backend
 from edgecls.runtime.classifier import BATCH_SIZE
 
-_MIN_TIMED: Final = 15  # batches a file is timed on at least: the median of fewer is noise
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """What one class lost: images of it, and the share answered right by FP32 and by this file."""
+
+    label: str
+    n: int
+    fp32: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model file on the validation split.
+    """One model file on the validation images.
 
     Attributes:
-        accuracy: top-1, 0 to 1.
-        agreement: share of images answered as the checkpoint answered them, 0 to 1.
-        images_per_second: of inference alone, median over batches of `batch_size`.
+        accuracy: top-1, 0 to 1; None where there are no validation images.
+        agreement: share of the images answered as FP32 answers them; for FP32 itself, as the checkpoint did.
+        images_per_second: of inference alone, median, batches of `batch_size`, on `backend`.
+        speeds: img/s by batch size, likewise.
         bytes: of the file.
         backend: what ran it, e.g. `onnxruntime-cpu`.
+        golden: against the golden answers.
+        paired: FP32 and this file on the same images; None for FP32 and without images.
+        classes: the classes that lost, the largest loss first.
+        temperature: what its logits are divided by.
+        ece_before, ece_after: expected calibration error without it and with.
+        given_back: layers of an INT8 graph that stay float because it lost too much with them.
     """
 
-    accuracy: float
-    agreement: float
+    accuracy: float | None
+    agreement: float | None
     images_per_second: float
+    speeds: Mapping[int, float]
     bytes: int
     backend: str
     batch_size: int
     n_images: int
+    golden: Parity
+    paired: PairedDifference | None = None
+    classes: tuple[ClassDrop, ...] = ()
+    temperature: float = 1.0
+    ece_before: float | None = None
+    ece_after: float | None = None
+    given_back: tuple[str, ...] = ()
 
 
-def measure(
-    backends: Mapping[Precision, Backend],
-    files: Mapping[Precision, Path],
+def answers(
+    backend: Backend,
     validation: Sequence[LabelledImage],
-    truth: NDArray[np.int64],
-    checkpoint_answers: NDArray[np.int64],
     preprocessing: Preprocessing,
     *,
     on_images: Callable[[int], None] = lambda n: None,
-) -> dict[Precision, Measurement]:
-    """Run every file on every validation image, batch by batch in turn.
-
-    The files take turns within each batch, so a machine that is slow for a minute is slow for all of them
-    and the ratios hold. Images are decoded once; a few batches are in memory.
+) -> Logits:
+    """Logits for every image, (n, n_classes). A few batches of images are in memory.
 
     Args:
-        truth: (n,) label index of the validation images.
-        checkpoint_answers: (n,) label index that the checkpoint gave.
         on_images: called with the number of images done, for a progress bar.
 
     Raises:
-        ImageError: a validation image has become unreadable since training.
+        ImageError: an image has become unreadable.
     """
-    answers: dict[Precision, list[NDArray[np.int64]]] = {precision: [] for precision in backends}
-    seconds: dict[Precision, list[float]] = {precision: [] for precision in backends}
-    batch = np.empty((0, *preprocessing.size_hw, 3), np.uint8)
+    logits = []
     for batch in _batches(validation, preprocessing):
-        for precision, backend in backends.items():
-            started = time.perf_counter()
-            logits = backend.infer(batch)
-            if len(batch) == BATCH_SIZE:
-                seconds[precision].append((time.perf_counter() - started) / len(batch))
-            answers[precision].append(logits.argmax(1))
+        logits.append(backend.infer(batch))
         on_images(len(batch))
-    _time_more(backends, batch, seconds)
-    return {
-        precision: Measurement(
-            accuracy=metrics.accuracy(np.concatenate(answers[precision]), truth),
-            agreement=metrics.accuracy(np.concatenate(answers[precision]), checkpoint_answers),
-            images_per_second=1 / float(np.median(seconds[precision])),
-            bytes=files[precision].stat().st_size,
-            backend=backend.name,
-            batch_size=BATCH_SIZE,
-            n_images=len(validation),
-        )
-        for precision, backend in backends.items()
-    }
+    return np.concatenate(logits)
 
 
 def _batches(validation: Sequence[LabelledImage], preprocessing: Preprocessing) -> Iterator[Pixels]:
@@ -98,17 +96,35 @@ def _batches(validation: Sequence[LabelledImage], preprocessing: Preprocessing) 
         try:
             return images.load(image.path, preprocessing)
         except ImageError as error:
-            raise ImageError(f"{error.reason}; it was readable when the run was trained", str(image.path)) from error
+            raise ImageError(
+                f"{error.reason}; accuracy is measured on every validation image, so mend or remove it",
+                str(image.path),
+            ) from error
 
     loaded = prefetch(load, validation, n_threads=n_cores(), ahead=2 * BATCH_SIZE)
     return (np.stack(batch) for batch in batches(loaded, BATCH_SIZE))
 
 
-def _time_more(backends: Mapping[Precision, Backend], pixels: Pixels, seconds: dict[Precision, list[float]]) -> None:
-    """A small validation split has too few full batches for a median: repeat its last images up to one."""
-    full = np.resize(pixels, (BATCH_SIZE, *pixels.shape[1:]))
-    while any(len(times) < _MIN_TIMED for times in seconds.values()):
-        for precision, backend in backends.items():
-            started = time.perf_counter()
-            backend.infer(full)
-            seconds[precision].append((time.perf_counter() - started) / BATCH_SIZE)
+def speeds(
+    backends: Mapping[Precision, Backend], pixels: Pixels, batch_sizes: Sequence[int], n_rounds: int
+) -> dict[Precision, dict[int, float]]:
+    """Images a second of inference alone, by file and batch size: medians over the rounds.
+
+    The files take turns within each round, so a machine that is slow for a minute is slow for all of them
+    and the ratios hold.
+
+    Args:
+        pixels: (n, h, w, 3) uint8, n >= 1; repeated up to the batch size.
+    """
+    found: dict[Precision, dict[int, float]] = {precision: {} for precision in backends}
+    for size in batch_sizes:
+        batch = np.resize(pixels, (size, *pixels.shape[1:]))
+        seconds: dict[Precision, list[float]] = {precision: [] for precision in backends}
+        for _ in range(n_rounds + 1):
+            for precision, backend in backends.items():
+                started = time.perf_counter()
+                backend.infer(batch)
+                seconds[precision].append(time.perf_counter() - started)
+        for precision, each in seconds.items():
+            found[precision][size] = size / float(np.median(each[1:]))  # the first allocates
+    return found

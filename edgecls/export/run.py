@@ -1,55 +1,98 @@
-"""A run folder's checkpoint to its model files: written, checked against the checkpoint, measured side by side."""
+"""A run folder's checkpoint to its model files: written, checked against the checkpoint, measured, gated.
+
+All files are made beside the old ones and take their place together at the end: an export that fails leaves the
+run as it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from edgecls.calibration.ranges import calibrate
-from edgecls.calibration.sample import SampleOptions, draw_calibration_set
-from edgecls.datasets import Dataset, LabelledImage, read_split
-from edgecls.errors import RunError
-from edgecls.export.int8 import QUANTIZED_OPS, Flavour, int8_from_onnx
-from edgecls.export.measure import Measurement, measure
+import numpy as np
+import onnx
+
+from edgecls import images, metrics
+from edgecls.calibration.collectors import DEFAULT_METHOD, METHODS, Method
+from edgecls.calibration.ranges import Calibration, calibrate
+from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
+from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split
+from edgecls.errors import DatasetError, ExportError, OptionError, RunError
+from edgecls.export.engine import EngineOptions, EngineResult, build_engine
+from edgecls.export.fp16 import fp16_from_onnx
+from edgecls.export.gate import GateOptions, Int8, meet_gate
+from edgecls.export.graph import embed_manifest
+from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
+from edgecls.export.measure import ClassDrop, Logits, Measurement, answers, speeds
 from edgecls.export.onnx import onnx_from_checkpoint
-from edgecls.export.parity import Golden, Parity, check_parity
-from edgecls.manifest import Precision
+from edgecls.export.parity import Parity, check_parity, compared
+from edgecls.export.temperature import fit_temperature
+from edgecls.golden import Golden
+from edgecls.images import Pixels
+from edgecls.manifest import Manifest, Precision
 from edgecls.runs import (
     CALIBRATION,
     CHECKPOINT,
+    ENGINES,
     EXPORT,
     LATEST,
     MODEL_FILES,
     SPLIT,
     Run,
+    atomic_path,
     find_run,
     write_json,
 )
 from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.classifier import BATCH_SIZE
 from edgecls.train.checkpoint import load_checkpoint
 
-# When predict's `--precision auto` takes INT8: at most this many points of top-1 lost, and not slower.
-MAX_DROP_POINTS: Final = 1.0
-MIN_SPEEDUP: Final = 1.0
+N_PROBE: Final = 32  # calibration images by which layers are ranked, where the gate needs a ranking
 
-_FLAVOURS: Final[tuple[Flavour, ...]] = ("int8", "int8-cpu")
+FOR_CPU: Final[tuple[Precision, ...]] = ("fp32", "int8-cpu")
+
+_TIMED_BATCH_SIZES: Final = (1, 4, BATCH_SIZE)
+_STAGING: Final = ".export-"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """Attributes:
     run: a run folder, or `latest`.
-    int8: write the INT8 graphs too.
-    sample: which training images calibrate them.
+    int8: write the INT8 graphs, and the FP16 graph that takes their place where they miss the gate.
+    fp16: write the FP16 graph.
+    sample: which images calibrate.
+    method: how a tensor's values become its range.
+    validation: class folders or CSV that the gate is measured on; None is the run's validation split.
+    gate: what a file must keep to.
+    engine: build a TensorRT engine from the best file that passed; None builds none.
     """
 
     run: str = LATEST
     int8: bool = False
+    fp16: bool = False
     sample: SampleOptions = field(default_factory=SampleOptions)
+    method: Method = DEFAULT_METHOD
+    validation: Path | None = None
+    gate: GateOptions = field(default_factory=GateOptions)
+    engine: EngineOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"--method {self.method}: expected one of {', '.join(METHODS)}")
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        asked: list[Precision] = ["fp32"]
+        if self.fp16 or self.int8:
+            asked.append("fp16")
+        return (*asked, *FLAVOURS) if self.int8 else tuple(asked)
 
 
 @dataclass(frozen=True)
@@ -57,144 +100,384 @@ class ExportResult:
     """What was written and measured; `export.json` holds the same.
 
     Attributes:
-        serves: the precision that `predict` opens by itself on this kind of machine.
-        verdict: `passed`, or `missed` where INT8 was asked for and lost too much or was not faster.
+        verdict: `passed`, or `missed` where a file that was asked for loses too much or is too slow.
         reason: the verdict in words.
+        serves: the precision that `predict` opens by itself on this kind of machine.
+        engine_from: the precision that a TensorRT engine is built from: int8 or fp16 where they passed, else fp32.
+        parity: of FP32 and the checkpoint, on the golden images.
         int8_drop: top-1 that the CPU's INT8 graph loses to FP32, as a fraction; None without INT8.
         int8_speedup: its img/s over FP32's; None without INT8.
+        gate: the limits that were asked for.
+        notes: what the user should know of calibration and gate.
     """
 
     run: Path
     verdict: str
     reason: str
     serves: Precision
+    engine_from: Precision
     parity: Parity
     precisions: dict[Precision, Measurement]
     int8_drop: float | None
     int8_speedup: float | None
+    gate: GateOptions
+    method: Method | None
     n_calibration: int
+    is_equalised: bool
+    notes: tuple[str, ...]
     seconds: float
+    engine: EngineResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "run": str(self.run)}
+        engine = self.engine.to_json() if self.engine else None
+        return {**asdict(replace(self, engine=None)), "run": str(self.run), "engine": engine}
 
 
-def export(
-    options: ExportOptions,
-    *,
-    on_step: Callable[[str], None] = lambda line: None,
-    on_measuring: Callable[[int], None] = lambda n: None,
-    on_images: Callable[[int], None] = lambda n: None,
-) -> ExportResult:
-    """Write a run's model files and measure them.
+@dataclass(frozen=True)
+class Progress:
+    """Who wants to know how far an export is; each does nothing unless given.
 
-    Args:
+    Attributes:
         on_step: called with a line before each step.
-        on_measuring: called with the number of validation images before they are run.
+        on_pass: called with a title and a number of images before they are run.
         on_images: called with how many of them are done since the last call.
+    """
+
+    on_step: Callable[[str], None] = lambda line: None
+    on_pass: Callable[[str, int], None] = lambda title, n: None
+    on_images: Callable[[int], None] = lambda n: None
+
+
+def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Write a run's model files, measure them on the validation images and judge them.
 
     Raises:
         RunError: not a run folder, or one that cannot be exported.
-        ParityError: the FP32 file does not answer as the checkpoint does; nothing of it is left.
-        ExportError, ImageError, DatasetError: with what to do next; older files stay as they were.
+        ParityError: the FP32 file does not answer as the checkpoint does.
+        ExportError, ImageError, DatasetError: with what to do next.
+
+    Whatever is raised, the files of earlier exports stay as they were.
     """
     started = time.perf_counter()
+    progress = progress or Progress()
     run = find_run(options.run)
-    manifest = run.manifest
-    dataset = _split_of(run)
-    golden = Golden.of(run)
-    if len(golden.validation_answers) != len(dataset.splits["val"]):
-        raise RunError(f"{run.folder}: {SPLIT} and the golden answers are of two trainings; train the run again")
-    fp32 = run.path(MODEL_FILES["fp32"])
-    on_step(f"fp32: {CHECKPOINT} -> {fp32.name}")
-    parity = _export_fp32(run, golden, fp32)
-    files: dict[Precision, Path] = {"fp32": fp32}
-    chosen: list[LabelledImage] = []
-    if options.int8:
-        chosen = draw_calibration_set(dataset, options.sample)
-        on_step(f"int8: ranges from {len(chosen)} training images")
-        files |= _export_int8(run, fp32, chosen)
-    else:
-        _remove_stale(run)
-    on_step("measuring " + ", ".join(file.name for file in files.values()))
-    on_measuring(len(dataset.splits["val"]))
-    with contextlib.ExitStack() as stack:
-        backends = {
-            precision: stack.enter_context(OnnxRuntimeBackend(file, BackendOptions("cpu")))
-            for precision, file in files.items()
-        }
-        measured = measure(
-            backends,
-            files,
-            dataset.splits["val"],
-            dataset.targets("val"),
-            golden.validation_answers,
-            manifest.preprocessing,
-            on_images=on_images,
-        )
-    result = _judged(run, parity, measured, len(chosen), started)
-    write_json(run.path(EXPORT), result.to_json())
-    run.record()
+    data = _Data.of(run, options)
+    with _staging(run) as staged:
+        work = _Work(run, options, data, staged, progress)
+        result = work.result(started)
+        write_json(staged / EXPORT, result.to_json())
+        _commit(staged, run)
+    run.record(replace(run.manifest, temperature=result.precisions["fp32"].temperature))
+    if options.engine:
+        file = run.path(MODEL_FILES[result.engine_from])
+        engine = build_engine(file, run.path(ENGINES), options.engine, on_step=progress.on_step)
+        result = replace(result, engine=engine, seconds=time.perf_counter() - started)
+        write_json(run.path(EXPORT), result.to_json())
+        run.record()
     return result
 
 
-def _split_of(run: Run) -> Dataset:
-    dataset = read_split(run.path(SPLIT), run.manifest.labels)
-    gone = [image.path for split in ("train", "val") for image in dataset.splits[split] if not image.path.exists()]
+@dataclass(frozen=True)
+class _Data:
+    """The images of an export: where ranges may come from, what the gate is measured on, what must not calibrate."""
+
+    training: tuple[LabelledImage, ...]
+    validation: tuple[LabelledImage, ...]
+    held_out: tuple[Path, ...]
+    checkpoint_answers: metrics.Indices | None  # to the validation images, where they are the run's own
+
+    @classmethod
+    def of(cls, run: Run, options: ExportOptions) -> _Data:
+        manifest = run.manifest
+        classes = ClassNames(manifest.labels, manifest.label_ids)
+        splits: Mapping[Any, tuple[LabelledImage, ...]] = {"train": (), "val": (), "test": ()}
+        if run.path(SPLIT).exists():
+            splits = read_split(run.path(SPLIT), manifest.labels).splits
+        held_out = [image.path for image in (*splits["val"], *splits["test"])]
+        own = options.validation is None
+        validation = splits["val"] if own else read_labelled(options.validation, classes)  # type: ignore[arg-type]
+        if not validation and len(options.precisions) > 1:
+            raise DatasetError(
+                f"{run.folder}: this run has no validation images, so nothing can tell what FP16 or INT8 loses; "
+                "give some: --validation DIR|CSV (class folders, or path,label)"
+            )
+        calibrates = options.int8 and options.sample.source is None
+        _check_there(run, [*(validation if own else ()), *(splits["train"] if calibrates else ())])
+        golden_answers = Golden.of(run).validation_answers
+        if own and len(golden_answers) != len(validation):
+            raise RunError(f"{run.folder}: {SPLIT} and the golden answers are of two trainings; train the run again")
+        given = () if own else (image.path for image in validation)
+        return cls(splits["train"], validation, (*held_out, *given), golden_answers if own and validation else None)
+
+    def truth(self, labels: Sequence[str]) -> metrics.Indices:
+        index = {label: i for i, label in enumerate(labels)}
+        return np.array([index[image.label] for image in self.validation], np.int64)
+
+
+def _check_there(run: Run, used: Sequence[LabelledImage]) -> None:
+    gone = [image.path for image in used if not image.path.exists()]
     if gone:
         raise RunError(
             f"{run.folder}: {len(gone)} images of the training data are no longer there, first {gone[0]}; export "
-            "measures on them. Put the data back where it was, or train again"
+            "measures on them. Put the data back where it was, give others with --validation and --calibration, or "
+            "train again"
         )
-    return dataset
 
 
-def _export_fp32(run: Run, golden: Golden, file: Path) -> Parity:
-    """Write beside, check, then rename: a file that fails parity never stands under its name."""
-    manifest = replace(run.manifest, files={}, precision="fp32")
-    candidate = run.path(f".candidate.{file.name}")
-    try:
-        onnx_from_checkpoint(load_checkpoint(run), manifest, candidate)
-        with OnnxRuntimeBackend(candidate, BackendOptions("cpu")) as backend:
-            parity = check_parity(backend, golden, file)
-        candidate.replace(file)
-    finally:
-        candidate.unlink(missing_ok=True)
-    return parity
+class _Work:
+    """One export: files in the staging folder, and what they answered to the validation images."""
 
+    def __init__(self, run: Run, options: ExportOptions, data: _Data, staged: Path, progress: Progress) -> None:
+        self.run, self.options, self.data, self.staged, self.progress = run, options, data, staged, progress
+        self.manifest = replace(run.manifest, files={}, precision="fp32", temperature=1.0)
+        self.golden = Golden.of(run)
+        self.truth = data.truth(self.manifest.labels)
+        self.logits: dict[Precision, Logits] = {}
+        self.calibration_set: CalibrationSet | None = None
+        self.int8: Int8 | None = None
+        self.parity = self._write_fp32()
+        self._answer("fp32")
+        if "fp16" in options.precisions:
+            progress.on_step("fp16: weights and maths in float16")
+            fp16_from_onnx(self._file("fp32"), replace(self.manifest, precision="fp16"), self._file("fp16"))
+            self._answer("fp16")
+        if options.int8:
+            self.int8 = self._write_int8()
 
-def _export_int8(run: Run, fp32: Path, calibration_set: list[LabelledImage]) -> dict[Precision, Path]:
-    manifest = run.manifest
-    calibration = calibrate(fp32, calibration_set, manifest.preprocessing, QUANTIZED_OPS)
-    calibration.write(run.path(CALIBRATION))
-    files: dict[Precision, Path] = {}
-    for flavour in _FLAVOURS:
-        files[flavour] = run.path(MODEL_FILES[flavour])
-        int8_from_onnx(fp32, calibration, flavour, replace(manifest, files={}, precision=flavour), files[flavour])
-    return files
+    def _file(self, precision: Precision) -> Path:
+        return self.staged / MODEL_FILES[precision]
 
+    def _open(self, precision: Precision) -> OnnxRuntimeBackend:
+        return OnnxRuntimeBackend(self._file(precision), BackendOptions("cpu"))
 
-def _remove_stale(run: Run) -> None:
-    """INT8 files of an earlier export came from another model.onnx: they must not be served beside this one."""
-    for name in (CALIBRATION, *(MODEL_FILES[flavour] for flavour in _FLAVOURS)):
-        run.path(name).unlink(missing_ok=True)
-
-
-def _judged(
-    run: Run, parity: Parity, measured: dict[Precision, Measurement], n_calibration: int, started: float
-) -> ExportResult:
-    verdict, serves, drop, speedup = "passed", "fp32", None, None
-    reason = f"fp32 answers as the checkpoint does (logits within {parity.max_logit_difference:.1g})"
-    if "int8-cpu" in measured:
-        fp32, int8 = measured["fp32"], measured["int8-cpu"]
-        drop, speedup = fp32.accuracy - int8.accuracy, int8.images_per_second / fp32.images_per_second
-        lost = f"{-100 * drop:+.2f} points of top-1" if round(100 * drop, 2) else "top-1 unchanged"
-        changed = f"{lost}, {speedup:.2f} times the speed of fp32 on this CPU"
-        if 100 * drop <= MAX_DROP_POINTS and speedup >= MIN_SPEEDUP:
-            serves, reason = "int8-cpu", f"int8: {changed}"
+    def _write_fp32(self) -> Parity:
+        file = self._file("fp32")
+        if "adopted" in self.manifest.training:
+            self.progress.on_step(f"fp32: {file.name}, as it was adopted")
+            shutil.copyfile(self.run.path(file.name), file)
         else:
-            verdict, reason = "missed", f"int8: {changed}; predict uses fp32 unless told --precision int8"
-    return ExportResult(
-        run.folder, verdict, reason, serves, parity, measured, drop, speedup, n_calibration,  # type: ignore[arg-type]
-        time.perf_counter() - started,
-    )  # fmt: skip
+            self.progress.on_step(f"fp32: {CHECKPOINT} -> {file.name}")
+            onnx_from_checkpoint(load_checkpoint(self.run), self.manifest, file)
+        with self._open("fp32") as backend:
+            return check_parity(backend, self.golden, self.run.path(file.name))
+
+    def _answer(self, precision: Precision) -> None:
+        validation = self.data.validation
+        if not validation:
+            return
+        self.progress.on_pass(f"{precision} on validation images", len(validation))
+        with self._open(precision) as backend:
+            self.logits[precision] = answers(
+                backend, validation, self.manifest.preprocessing, on_images=self.progress.on_images
+            )
+
+    def _write_int8(self) -> Int8:
+        manifest, options = self.manifest, self.options
+        classes = ClassNames(manifest.labels, manifest.label_ids)
+        chosen = choose_calibration_set(
+            options.sample, classes, manifest.preprocessing, self.data.training, self.data.held_out
+        )
+        self.calibration_set = chosen
+        for note in chosen.notes():
+            self.progress.on_step(f"warning: {note}")
+        graph = onnx.load(self._file("fp32"))
+        int8 = Int8(graph, self._calibrated(graph, chosen, _kept_calibration(self.run, self.progress)))
+        probe = _load(chosen, N_PROBE, manifest)
+        int8 = meet_gate(
+            int8,
+            options.gate,
+            self._drop_of,
+            lambda graph: self._calibrated(graph, chosen, None),
+            probe,
+            on_step=self.progress.on_step,
+        )
+        int8.calibration.write(self.staged / CALIBRATION)
+        return int8
+
+    def _calibrated(self, graph: onnx.ModelProto, chosen: CalibrationSet, kept: Calibration | None) -> Calibration:
+        n = len(chosen.images)
+        self.progress.on_pass(f"ranges ({self.options.method})", n)
+        calibration = calibrate(
+            graph,
+            chosen,
+            self.manifest.preprocessing,
+            QUANTIZED_OPS,
+            self.options.method,
+            kept=kept,
+            on_images=self.progress.on_images,
+        )
+        reused = calibration is kept
+        source = f"as kept in {CALIBRATION}" if reused else f"from {n} images of {chosen.source}, {self.options.method}"
+        self.progress.on_step(f"int8: {len(calibration.ranges)} ranges {source}")
+        return calibration
+
+    def _drop_of(self, int8: Int8, flavour: Flavour) -> float:
+        manifest = replace(self.manifest, precision=flavour)
+        write_int8(int8.graph, int8.calibration, flavour, manifest, self._file(flavour), int8.names_given_back(flavour))
+        self._answer(flavour)
+        return self._accuracy("fp32") - self._accuracy(flavour)
+
+    def _accuracy(self, precision: Precision) -> float:
+        return metrics.accuracy(self.logits[precision].argmax(1), self.truth)
+
+    def result(self, started: float) -> ExportResult:
+        """Measure what was written, put each file's temperature into it, and judge."""
+        self.progress.on_step("measuring " + ", ".join(MODEL_FILES[precision] for precision in self.options.precisions))
+        with contextlib.ExitStack() as stack:
+            backends = {precision: stack.enter_context(self._open(precision)) for precision in self.options.precisions}
+            timed = self._timed(backends)
+            measured = {
+                precision: self._measurement(precision, backend, timed[precision])
+                for precision, backend in backends.items()
+            }
+        for precision, measurement in measured.items():
+            manifest = replace(self.manifest, precision=precision, temperature=measurement.temperature)
+            _embed(manifest, self._file(precision))
+        return self._judged(measured, started)
+
+    def _timed(self, backends: Mapping[Precision, OnnxRuntimeBackend]) -> dict[Precision, dict[int, float]]:
+        """Thoroughly what runs on CPUs; the others are for GPUs, and here only shown to be no use on a CPU."""
+        for_cpu = {precision: backend for precision, backend in backends.items() if precision in FOR_CPU}
+        for_gpu = {precision: backend for precision, backend in backends.items() if precision not in FOR_CPU}
+        return {
+            **speeds(for_cpu, self.golden.images, _TIMED_BATCH_SIZES, n_rounds=15),
+            **speeds(for_gpu, self.golden.images, [BATCH_SIZE], n_rounds=3),
+        }
+
+    def _measurement(self, precision: Precision, backend: OnnxRuntimeBackend, timed: dict[int, float]) -> Measurement:
+        bare = Measurement(
+            accuracy=None,
+            agreement=None,
+            images_per_second=timed[BATCH_SIZE],
+            speeds=timed,
+            bytes=self._file(precision).stat().st_size,
+            backend=backend.name,
+            batch_size=BATCH_SIZE,
+            n_images=len(self.truth),
+            golden=compared(backend, self.golden),
+            given_back=self._given_back(precision),
+        )
+        if not len(self.truth):
+            return bare
+        logits, reference = self.logits[precision], self.logits["fp32"].argmax(1)
+        answered = logits.argmax(1)
+        fitted = fit_temperature(logits, self.truth)
+        expected = self.data.checkpoint_answers if precision == "fp32" else reference
+        return replace(
+            bare,
+            accuracy=metrics.accuracy(answered, self.truth),
+            agreement=None if expected is None else metrics.accuracy(answered, expected),
+            paired=None if precision == "fp32" else metrics.paired_difference(reference, answered, self.truth),
+            classes=self._class_drops(reference, answered),
+            temperature=fitted.temperature,
+            ece_before=fitted.ece_before,
+            ece_after=fitted.ece_after,
+        )
+
+    def _given_back(self, precision: Precision) -> tuple[str, ...]:
+        return self.int8.names_given_back(precision) if self.int8 and precision in ("int8", "int8-cpu") else ()
+
+    def _class_drops(self, reference: metrics.Indices, answered: metrics.Indices) -> tuple[ClassDrop, ...]:
+        labels = self.manifest.labels
+        of_fp32, of_this = (metrics.class_accuracies(each, self.truth, len(labels)) for each in (reference, answered))
+        counts = np.bincount(self.truth, minlength=len(labels))
+        lost = [i for i in range(len(labels)) if of_this[i] < of_fp32[i]]
+        lost.sort(key=lambda i: of_this[i] - of_fp32[i])
+        return tuple(ClassDrop(labels[i], int(counts[i]), float(of_fp32[i]), float(of_this[i])) for i in lost)
+
+    def _judged(self, measured: dict[Precision, Measurement], started: float) -> ExportResult:
+        gate, fp32 = self.options.gate, measured["fp32"]
+        passed = {p for p, m in measured.items() if m.paired is None or gate.allows(m.paired.drop)}
+        drop, speedup = None, None
+        words = [f"fp32 answers as the checkpoint does (logits within {self.parity.max_logit_difference:.1g})"]
+        fast = True
+        if "int8-cpu" in measured:
+            int8 = measured["int8-cpu"]
+            assert int8.paired is not None
+            drop, speedup = int8.paired.drop, int8.images_per_second / fp32.images_per_second
+            fast = speedup >= gate.min_speedup
+            on_cpu = f"{speedup:.2f} times the speed of fp32 on this CPU"
+            words = [f"int8: {_lost(drop)}, {on_cpu}" + ("" if fast else f", {gate.min_speedup:g} are asked for")]
+        too_lossy = [precision for precision in measured if precision not in passed]
+        for precision in too_lossy:
+            paired = measured[precision].paired
+            assert paired is not None
+            words.append(f"{MODEL_FILES[precision]}: {_lost(paired.drop)}, {gate.max_drop:g} are allowed")
+        serves: Precision = "int8-cpu" if drop is not None and "int8-cpu" in passed and fast else "fp32"
+        candidates: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+        engine_from = next(each for each in candidates if each in passed)
+        missed = bool(too_lossy) or not fast
+        if missed:
+            words.append(f"predict uses {serves} on CPUs, TensorRT engines are built from {engine_from}")
+        return ExportResult(
+            run=self.run.folder,
+            verdict="missed" if missed else "passed",
+            reason="; ".join(words),
+            serves=serves,
+            engine_from=engine_from,
+            parity=self.parity,
+            precisions=measured,
+            int8_drop=drop,
+            int8_speedup=speedup,
+            gate=gate,
+            method=self.options.method if self.int8 else None,
+            n_calibration=len(self.calibration_set.images) if self.calibration_set else 0,
+            is_equalised=bool(self.int8 and self.int8.is_equalised),
+            notes=(
+                *(self.calibration_set.notes() if self.calibration_set else ()),
+                *(self.int8.notes if self.int8 else ()),
+            ),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _lost(drop: float) -> str:
+    return f"{-100 * drop:+.2f} points of top-1" if round(100 * drop, 2) else "top-1 unchanged"
+
+
+def _kept_calibration(run: Run, progress: Progress) -> Calibration | None:
+    path = run.path(CALIBRATION)
+    if not path.exists():
+        return None
+    try:
+        return Calibration.read(path)
+    except ExportError as error:
+        progress.on_step(f"warning: {error}; ranges are taken anew")
+        return None
+
+
+def _load(chosen: CalibrationSet, n: int, manifest: Manifest) -> Pixels:
+    return np.stack([images.load(Path(image.path), manifest.preprocessing) for image in chosen.images[:n]])
+
+
+def _embed(manifest: Manifest, file: Path) -> None:
+    graph = onnx.load(file)
+    embed_manifest(graph, manifest)
+    with atomic_path(file) as partial:
+        onnx.save(graph, partial)
+
+
+@contextlib.contextmanager
+def _staging(run: Run) -> Iterator[Path]:
+    for left_by_a_killed_export in run.folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(left_by_a_killed_export, ignore_errors=True)
+    staged = run.path(f"{_STAGING}{os.getpid()}")
+    try:
+        staged.mkdir()
+    except OSError as error:
+        raise RunError(f"cannot write into {run.folder}: {error.strerror}; nothing was changed") from error
+    try:
+        yield staged
+    except OSError as error:
+        raise RunError(f"cannot write {staged}: {error.strerror or error}; the run is as it was before") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _commit(staged: Path, run: Run) -> None:
+    """Let the new files take the old ones' place. What this export did not make came from another graph, and goes."""
+    for name in (*MODEL_FILES.values(), CALIBRATION):
+        if not (staged / name).exists():
+            run.path(name).unlink(missing_ok=True)
+    for file in sorted(staged.iterdir()):
+        os.replace(file, run.path(file.name))

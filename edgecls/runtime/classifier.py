@@ -21,7 +21,7 @@ from edgecls.runs import EXPORT, LATEST, MANIFEST, MODEL_FILES, find_model
 from edgecls.runtime.backend import Backend, BackendOptions, Device, OnnxRuntimeBackend
 from edgecls.runtime.stages import LOADING, StageTimes
 
-AskedPrecision = Literal["auto", "fp32", "int8"]
+AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
 
 BATCH_SIZE: Final = 16
 
@@ -221,7 +221,7 @@ class Classifier:
             yield next(good) if each.pixels is not None else Prediction(each.path, "error", reason=each.reason)
 
     def _predictions(self, paths: Sequence[str], logits: NDArray[np.float32], top_k: int) -> list[Prediction]:
-        probabilities = metrics.softmax(logits)
+        probabilities = metrics.softmax(logits / np.float32(self.manifest.temperature))
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(top_k, len(self._labels))]
         predictions = []
         for path, order, row in zip(paths, best, probabilities, strict=True):
@@ -251,21 +251,38 @@ def model_file(path: Path, precision: AskedPrecision) -> Path:
     """
     if not path.is_dir():
         return path
-    chosen: Precision = {"fp32": "fp32", "int8": "int8-cpu", "auto": _served(path)}[precision]  # type: ignore[assignment]
+    if precision == "auto":
+        return _file_of(path, _measured_best(path, "serves"))
+    return _file_of(path, "int8-cpu" if precision == "int8" else precision)
+
+
+def _file_of(path: Path, chosen: Precision) -> Path:
     file = path / MODEL_FILES[chosen]
     if not file.is_file():
         if not (path / MANIFEST).is_file():
             raise RunError(f"{path}: no {MANIFEST} in it, so this is not a run folder, or its training did not end")
-        flag = " --int8" if chosen == "int8-cpu" else ""
+        flag = {"int8": " --int8", "int8-cpu": " --int8", "fp16": " --fp16"}.get(chosen, "")
         other = ", or use --precision fp32" if flag and (path / MODEL_FILES["fp32"]).is_file() else ""
         raise RunError(f"{path}: no {file.name} in this run folder; make it with: edgecls export {path}{flag}{other}")
     return file
 
 
-def _served(run: Path) -> str:
+def file_for_engine(path: Path, precision: AskedPrecision) -> Path:
+    """The ONNX file that a TensorRT engine is built from: `path` itself, or one of the run folder `path`.
+
+    Raises:
+        RunError: a run without that file.
+    """
+    if not path.is_dir():
+        return path
+    chosen = _measured_best(path, "engine_from") if precision == "auto" else precision
+    return _file_of(path, chosen)
+
+
+def _measured_best(run: Path, field: str) -> Precision:
     """The precision that the run's export found best, or fp32 where nothing was measured."""
     try:
-        served = json.loads((run / EXPORT).read_text(encoding="utf-8"))["serves"]
+        best = json.loads((run / EXPORT).read_text(encoding="utf-8"))[field]
     except (OSError, ValueError, KeyError):
         return "fp32"
-    return served if served in MODEL_FILES else "fp32"
+    return best if best in MODEL_FILES else "fp32"

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from edgecls import images, metrics
 from edgecls.datasets import SPLITS, Dataset, Split, open_dataset, stratified_sample, write_split
 from edgecls.errors import ImageError, OptionError, TrainingError
+from edgecls.golden import N_GOLDEN, Golden
 from edgecls.image_header import read_header
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import (
     CHECKPOINT,
-    GOLDEN,
     METRICS,
     SPLIT,
     Run,
-    atomic_path,
     create_run_folder,
     point_latest_at,
     write_json,
@@ -36,7 +35,6 @@ from edgecls.train.loop import Device, Epoch, LoopOptions, Phase, Recorder, fit,
 from edgecls.train.models import IMAGENET, NONE, SCRATCH, BuildOptions, PixelClassifier, build
 from edgecls.train.pixels import Batches, decode_images
 
-N_GOLDEN: Final = 16  # images kept with their logits in the run folder
 _MEASURED: Final[dict[Split, str]] = {"val": "validation", "test": "test"}  # splits, and their names in metrics.json
 _SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
 
@@ -308,17 +306,10 @@ def _measure(run: Run, dataset: Dataset, pixels: dict[Split, Tensor], device: st
 def _write_golden(
     run: Run, dataset: Dataset, pixels: Tensor, classifier: PixelClassifier, validation_answers: NDArray[np.int64]
 ) -> None:
-    """`images` (k, h, w, 3) uint8 and `logits` (k, n_classes) of a few validation images, taken on the CPU in
-    float32, and `validation_answers` (n,) int64: the answer to every validation image, in the order of the split."""
+    """Of a few validation images, their logits taken on the CPU in float32."""
     chosen = set(stratified_sample(dataset.splits["val"], N_GOLDEN, 0))
     golden = pixels[[row for row, image in enumerate(dataset.splits["val"]) if image in chosen]]
-    with atomic_path(run.path(GOLDEN)) as partial, partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            images=golden.numpy(),
-            logits=logits_of(classifier, golden).numpy(),
-            validation_answers=validation_answers,
-        )
+    Golden(golden.numpy(), logits_of(classifier, golden).numpy(), validation_answers).write(run)
 
 
 def _provenance(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
