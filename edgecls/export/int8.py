@@ -159,7 +159,8 @@ def _rounded(by_output: NDArray[Any]) -> NDArray[Any]:
     largest = np.abs(by_output).reshape(len(by_output), -1).max(1).reshape(-1, *[1] * (by_output.ndim - 1))
     scale = largest / by_output.dtype.type(127)
     scale[scale < np.finfo(by_output.dtype).tiny] = 1  # a channel that is all but zero becomes zero
-    return (np.rint(by_output / scale).clip(-127, 127) * scale).astype(by_output.dtype)  # type: ignore[no-any-return]
+    exact = by_output.astype(np.float32) / scale  # in float16 some land on the other side of a half
+    return (np.rint(exact).clip(-127, 127) * scale).astype(by_output.dtype)  # type: ignore[no-any-return]
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
