@@ -16,10 +16,12 @@ from onnx import TensorProto, helper
 
 from edgecls.errors import ExportError, MissingExtra, OptionError, RunError
 from edgecls.export import engine
-from edgecls.export.engine import BatchProfile, EngineOptions, EngineRecord, build_engine, manifest_of_onnx, sidecar
+from edgecls.export.engine import EngineOptions, build_engine
 from edgecls.export.graph import embed_manifest
 from edgecls.manifest import Manifest, Precision, Preprocessing
 from edgecls.runtime.cuda import Gpu, find_gpu
+from edgecls.runtime.engine_file import BatchProfile, EngineRecord, find_tensorrt, sidecar
+from edgecls.runtime.onnx_manifest import manifest_of_onnx
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 FOR_86 = EngineOptions(compute_capability="8.6")
@@ -213,7 +215,7 @@ def test_the_gpu_reads_the_batch_profile_that_was_asked_for(tmp_path: Path) -> N
     if find_gpu() is None:
         pytest.skip("no CUDA GPU")
     try:
-        trt = engine.find_tensorrt().module
+        trt = find_tensorrt().module
     except MissingExtra as error:
         pytest.skip(str(error))
     result = build_engine(write_onnx(tmp_path / "model.onnx"), tmp_path, EngineOptions(batch=BatchProfile(2, 4, 8)))
@@ -596,7 +598,7 @@ def test_a_failed_build_gives_tensorrts_reasons_and_leaves_nothing(
 def test_a_module_without_a_builder_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", object())  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRT())  # type: ignore[arg-type]
-    assert str(engine.find_tensorrt()) == "TensorRT for RTX 11.4.1"
+    assert str(find_tensorrt()) == "TensorRT for RTX 11.4.1"
 
 
 # The record

@@ -7,111 +7,33 @@ another key is never loaded, it is built again. Nothing here needs torch or the 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib
-import json
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
-from edgecls.errors import EdgeclsError, ExportError, MissingExtra, OptionError, RunError
-from edgecls.manifest import METADATA_KEY, Manifest, Precision
+from edgecls.errors import ExportError, OptionError, RunError
+from edgecls.manifest import Manifest, Precision
 from edgecls.runs import atomic_path, sha256_of, write_json
 from edgecls.runtime.cuda import Gpu, find_gpu
-from edgecls.version import __version__
-
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-
-SCHEMA: Final = 1
-
-# JetPack and the wheels of TensorRT bring the first; those of TensorRT for RTX the last, some also the second
-_MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+from edgecls.runtime.engine_file import (
+    BatchProfile,
+    EngineRecord,
+    TensorRT,
+    find_tensorrt,
+    is_noise,
+    logger_of,
+    sidecar,
+)
+from edgecls.runtime.onnx_manifest import manifest_of_onnx
 
 _AMPERE: Final = (8, 0)
 _MAX_OPTIMIZATION_LEVEL: Final = 5
-
-
-@dataclass(frozen=True)
-class TensorRT:
-    """The TensorRT that is installed here.
-
-    Attributes:
-        module: its Python module.
-        version: e.g. `10.3.0`.
-    """
-
-    module: Any
-    flavour: Flavour
-    version: str
-
-    @property
-    def is_rtx(self) -> bool:
-        return self.flavour == "tensorrt-rtx"
-
-    def __str__(self) -> str:
-        return f"TensorRT{' for RTX' if self.is_rtx else ''} {self.version}"
-
-
-def find_tensorrt() -> TensorRT:
-    """The first TensorRT that can build.
-
-    Raises:
-        MissingExtra: none is installed.
-    """
-    for name in _MODULES:
-        try:
-            module = importlib.import_module(name)
-        except Exception:  # wheels without their libraries raise classes of many kinds
-            continue
-        if hasattr(module, "Builder"):  # a package that only depends on the real one has none
-            return TensorRT(module, "tensorrt-rtx" if "rtx" in name else "tensorrt", str(module.__version__))
-    error = MissingExtra("edgecls engine", "tensorrt-rtx")
-    error.args = (
-        f"{error}; on a Jetson TensorRT comes with JetPack instead: make the environment with "
-        "python3 -m venv --system-site-packages, so that it sees it",
-    )
-    raise error
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """How many images a batch may have: from `min` to `max`; `opt` is what the engine is made fast for."""
-
-    min: int = 1
-    opt: int = 16
-    max: int = 64
-
-    def __post_init__(self) -> None:
-        sizes = (self.min, self.opt, self.max)
-        if not (all(type(size) is int for size in sizes) and 1 <= self.min <= self.opt <= self.max):
-            raise OptionError(
-                f"--batch {self}: expected the smallest, usual and largest batch, rising, such as 1,16,64"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> BatchProfile:
-        """Read `1,16,64`.
-
-        Raises:
-            OptionError: not three rising whole numbers from 1.
-        """
-        try:
-            smallest, usual, largest = (int(part) for part in text.split(","))
-        except ValueError:
-            raise OptionError(
-                f"--batch {text}: expected three whole numbers, the smallest, usual and largest batch, such as 1,16,64"
-            ) from None
-        return cls(smallest, usual, largest)
-
-    def __str__(self) -> str:
-        return f"{self.min},{self.opt},{self.max}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +46,7 @@ class EngineOptions:
     compute_capability: of a GPU elsewhere to build for, e.g. `8.6`; TensorRT for RTX alone. None is the GPU here.
     """
 
-    batch: BatchProfile = BatchProfile()
+    batch: BatchProfile = field(default_factory=BatchProfile)
     optimization_level: int = 3
     dla_core: int | None = None
     hardware_compatible: bool = False
@@ -153,107 +75,6 @@ class EngineOptions:
                 f"--dla {core} with --batch {self.batch}: a DLA runs one size of batch only; "
                 f"give it three times, such as --batch {self.batch.opt},{self.batch.opt},{self.batch.opt}"
             )
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """What an engine is: the JSON beside it, with which a lone engine predicts.
-
-    Attributes:
-        flavour, tensorrt: which TensorRT built it, and its version; no other may load it.
-        platform: operating system and processor, e.g. `linux-aarch64`.
-        gpu: name of the GPU that it was built on; None where it was built for one elsewhere.
-        compute_capability: of the GPU that it was built for, major and minor.
-        batch, optimization_level, dla_core, hardware_compatible: as in `EngineOptions`.
-        onnx_sha256: of the ONNX file that it was built from.
-        engine_sha256: of the engine's own bytes.
-        manifest: that of the ONNX file: labels, preprocessing, precision.
-        created: ISO 8601, UTC.
-    """
-
-    flavour: Flavour
-    tensorrt: str
-    platform: str
-    gpu: str | None
-    compute_capability: tuple[int, int]
-    batch: BatchProfile
-    optimization_level: int
-    dla_core: int | None
-    hardware_compatible: bool
-    onnx_sha256: str
-    engine_sha256: str
-    manifest: Manifest
-    edgecls: str = __version__
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "compute_capability", tuple(self.compute_capability))  # JSON gives lists
-        texts = ("tensorrt", "platform", "onnx_sha256", "engine_sha256", "edgecls", "created")
-        wrong = [name for name in texts if not isinstance(getattr(self, name), str)]
-        wrong += ["flavour"] if self.flavour not in get_args(Flavour) else []
-        wrong += ["gpu"] if not isinstance(self.gpu, str | None) else []
-        wrong += ["hardware_compatible"] if not isinstance(self.hardware_compatible, bool) else []
-        wrong += ["compute_capability"] if [type(n) for n in self.compute_capability] != [int, int] else []
-        wrong += ["optimization_level"] if not isinstance(self.optimization_level, int) else []
-        wrong += ["dla_core"] if not isinstance(self.dla_core, int | None) else []
-        if wrong:
-            raise RunError(f"engine record: {', '.join(wrong)} of another kind than expected")
-
-    @property
-    def precision(self) -> Precision:
-        return self.manifest.precision
-
-    @property
-    def runs_on(self) -> str:
-        """The GPUs that can load it, in words."""
-        major, minor = self.compute_capability
-        if self.hardware_compatible:
-            return "GPUs of compute capability 8.0 and above"
-        if self.flavour == "tensorrt-rtx":
-            return f"GPUs of compute capability {major}.{minor}"
-        return f"{self.gpu}, compute capability {major}.{minor}"
-
-    @property
-    def key(self) -> str:
-        """12 hex digits; the same for two engines only if one can stand for the other."""
-        decides = (
-            self.schema, self.flavour, self.tensorrt, self.platform, self.runs_on, self.precision, str(self.batch),
-            self.optimization_level, self.dla_core, self.onnx_sha256,
-        )  # fmt: skip
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.precision}-{self.key}.engine"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def read(cls, engine: Path) -> EngineRecord:
-        """The record beside an engine, read strictly. (Whether the engine fits it is not asked here.)
-
-        Raises:
-            RunError: there is none, it is damaged, or of another schema.
-        """
-        path = sidecar(engine)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["schema"] != SCHEMA:
-                raise RunError(f"schema {values['schema']}, this edgecls ({__version__}) reads {SCHEMA}")
-            values["manifest"] = Manifest.from_json(json.dumps(values["manifest"]), str(path))
-            values["batch"] = BatchProfile(**values["batch"])
-            return cls(**values)
-        except OSError as error:
-            raise RunError(f"{path}: no record beside the engine ({error.strerror}); build it again") from error
-        except (ValueError, TypeError, LookupError, AttributeError, EdgeclsError) as error:
-            raise RunError(f"{path}: damaged record of an engine ({error}); build it again") from error
-
-
-def sidecar(engine: Path) -> Path:
-    """Where the record of an engine lies."""
-    return engine.with_suffix(".json")
 
 
 @dataclass(frozen=True)
@@ -313,63 +134,6 @@ def build_engine(
     record = replace(record, engine_sha256=hashlib.sha256(plan).hexdigest())
     write_json(sidecar(file), record.to_json())  # after the engine: killed in between, the two do not fit
     return EngineResult(file, record, False, time.perf_counter() - started, len(plan))
-
-
-def manifest_of_onnx(model: bytes, source: str) -> Manifest:
-    """The manifest inside an ONNX file, read without the onnx package, which a device does not have.
-
-    Of the file's protobuf only the outermost level is looked at, where the metadata is; that takes no time.
-
-    Args:
-        model: the file's bytes.
-        source: where they came from, for messages.
-
-    Raises:
-        RunError: not ONNX, no manifest in it, or a damaged one.
-    """
-    metadata_props, key, value = 14, 1, 2  # field numbers in onnx.proto
-    try:
-        entries = [dict(_fields(entry)) for number, entry in _fields(memoryview(model)) if number == metadata_props]
-    except (ValueError, IndexError) as error:
-        raise RunError(f"{source}: not an ONNX file, or a damaged one; expected one of edgecls export") from error
-    for entry in entries:
-        if bytes(entry.get(key, b"")) == METADATA_KEY.encode():
-            return Manifest.from_json(bytes(entry.get(value, b"")).decode(errors="replace"), source)
-    raise RunError(
-        f"{source}: no edgecls manifest in this file, so its labels and preprocessing are unknown; "
-        "expected an ONNX file that edgecls export wrote"
-    )
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The texts, bytes and messages in a protobuf message by field number; numbers in it are passed over."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(message, at)
-        elif kind == 2:
-            size, at = _varint(message, at)
-            yield tag >> 3, message[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"protobuf has no wire type {kind}")
-    if at > len(message):
-        raise ValueError("the message ends early")
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, 7 bits a byte with the lowest first, and where the next thing starts."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
 
 
 def _read(file: Path) -> bytes:
@@ -482,7 +246,7 @@ class _Build:
         self._record, self._file = record, onnx_file
         version = f"{tensorrt.flavour}-{tensorrt.version}-{record.runs_on}"
         self._cache_file = folder / f"timing-{hashlib.sha256(version.encode()).hexdigest()[:12]}.cache"
-        self._logger = _logger(self._trt)
+        self._logger = logger_of(self._trt)
         self._said: list[str] = self._logger.said
         self._said.clear()
 
@@ -604,33 +368,9 @@ class _Build:
         return None
 
 
-@functools.cache
-def _logger(trt: Any) -> Any:
-    """The logger of this process: keeps errors in `said`, prints nothing.
-
-    One for all builds, since TensorRT ignores a second one as long as anything made with the first is alive.
-    """
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # by its name: super() does not start a pybind11 trampoline
-            self.said: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not _is_noise(message):
-                self.said.append(" ".join(message.split()))
-
-    return Logger()
-
-
-def _is_noise(line: str) -> bool:
-    """Where there is no driver, TensorRT repeats that behind every other error."""
-    return "catchCudaError" in line
-
-
 def _described(error: Any) -> str:
     """One parser error in one line: which node, which operator, why."""
-    lines = [line for line in error.desc().splitlines() if line.strip() and not _is_noise(line)]
+    lines = [line for line in error.desc().splitlines() if line.strip() and not is_noise(line)]
     name, operator = error.node_name(), error.node_operator()
     node = f"node {name!r} ({operator}): " if name or operator else ""
     return node + " ".join(lines)

@@ -69,10 +69,7 @@ class OnnxRuntimeBackend:
             RunError: not an ONNX file, damaged, or without an edgecls manifest.
         """
         source = "the graph" if isinstance(model, bytes) else str(model)
-        try:
-            import onnxruntime  # noqa: PLC0415  an extra, and not needed to describe a model
-        except ImportError as error:
-            raise MissingExtra(f"opening {source}", "gpu" if options.device == "cuda" else "cpu") from error
+        onnxruntime = _onnxruntime(f"opening {source}", options.device)
         provider = _provider(onnxruntime.get_available_providers(), options.device)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = _ERRORS_ONLY
@@ -125,6 +122,24 @@ class OnnxRuntimeBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None  # frees the session's memory, on the GPU too
+
+
+def devices() -> list[Device]:
+    """What the ONNX Runtime of this machine can run on.
+
+    Raises:
+        MissingExtra: ONNX Runtime is not installed.
+    """
+    available = _onnxruntime("finding what can run a model", "auto").get_available_providers()
+    return ["cpu", "cuda"] if "CUDAExecutionProvider" in available else ["cpu"]
+
+
+def _onnxruntime(needed_for: str, device: Device) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415  an extra, and not needed to describe a model
+    except ImportError as error:
+        raise MissingExtra(needed_for, "gpu" if device == "cuda" else "cpu") from error
+    return onnxruntime
 
 
 def _provider(available: list[str], device: Device) -> str:
