@@ -73,6 +73,17 @@ class Method(str, Enum):
     mse = "mse"
 
 
+class Resize(str, Enum):
+    shortest = "shortest"
+    squash = "squash"
+
+
+class Interpolation(str, Enum):
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    area = "area"
+
+
 class RowFormat(str, Enum):
     csv = "csv"
     jsonl = "jsonl"
@@ -189,10 +200,11 @@ def export(
     with _needs_extra("edgecls export", "train"):
         from edgecls import tables
         from edgecls.calibration.sample import SampleOptions
-        from edgecls.export.engine import BatchProfile, EngineOptions
+        from edgecls.export.engine import EngineOptions
         from edgecls.export.gate import GateOptions
         from edgecls.export.run import ExportOptions, Progress
         from edgecls.export.run import export as export_run
+        from edgecls.runtime.engine_file import BatchProfile
     options = ExportOptions(
         run, int8, fp16, SampleOptions(calibration_images, seed, calibration, allow_overlap), method.value, validation,
         GateOptions(max_drop, min_speedup, time_budget), EngineOptions(BatchProfile.parse(batch)) if engine else None,
@@ -228,9 +240,10 @@ def engine(
     """Build a TensorRT engine on the device that will run it."""
     console = _console(data_on_stdout=as_json)
     from edgecls import tables
-    from edgecls.export.engine import BatchProfile, EngineOptions, build_engine
+    from edgecls.export.engine import EngineOptions, build_engine
     from edgecls.runs import ENGINES, find_model
     from edgecls.runtime.classifier import file_for_engine
+    from edgecls.runtime.engine_file import BatchProfile
 
     file = file_for_engine(find_model(model), precision.value)
     options = EngineOptions(
@@ -285,6 +298,75 @@ def predict(
         console.print(*tables.predicted(result), sep="\n")
     if result.errors:
         raise typer.Exit(EXIT_ROW_ERRORS)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
+    as_json: AsJson = False,
+) -> None:
+    """Every model file of a run against its golden answers, on every backend here. Exit code 1: one differs."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls import tables
+    from edgecls.export.verify import verify as verify_run
+
+    result = verify_run(run)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.verified(result))
+    if result.verdict == "failed":
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def pretrained(
+    model: Annotated[str, typer.Argument(help="efficientnet_lite0, a torchvision classifier, or timm/NAME.")],
+    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the weights' own")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Make a run of published ImageNet weights with their own labels: nothing is trained."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls pretrained", "train"):
+        from edgecls import tables
+        from edgecls.train.pretrained import PretrainedOptions
+        from edgecls.train.pretrained import pretrained as make_run
+    result = make_run(PretrainedOptions(model, image_size, out))
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.pretrained(result))
+
+
+@app.command()
+def adopt(
+    file: Annotated[Path, typer.Argument(help="Somebody else's float classifier in ONNX.")],
+    labels: Annotated[Optional[Path], typer.Option(help="Text file with a label a line, or JSON.", show_default="the file's own")] = None,
+    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the file's own")] = None,
+    mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Per RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
+    std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Likewise.", show_default="the file's own")] = None,
+    resize: Annotated[Optional[Resize], typer.Option(help="shortest keeps the aspect ratio, squash does not.", show_default="shortest")] = None,
+    crop_fraction: Annotated[Optional[float], typer.Option(help="Share of the resized picture that the centre crop keeps.", show_default="0.875")] = None,
+    interpolation: Annotated[Optional[Interpolation], typer.Option(help="Of the resize.", show_default="bilinear")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-adopted-<file>")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Make a run of an ONNX classifier that edgecls did not train; its preprocessing goes into the graph."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls adopt", "train"):
+        from edgecls import tables
+        from edgecls.export.adopt import AdoptOptions
+        from edgecls.export.adopt import adopt as make_run
+    options = AdoptOptions(
+        file, labels, image_size, mean, std, resize.value if resize else None, crop_fraction,
+        interpolation.value if interpolation else None, out,
+    )  # fmt: skip
+    result = make_run(options)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(tables.adopted(result))
 
 
 @app.command()

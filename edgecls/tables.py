@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich import box
@@ -11,22 +12,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from edgecls.manifest import Precision
+from edgecls.manifest import Preprocessing
 from edgecls.metrics import wilson_interval
 
 if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
+    from edgecls.export.adopt import AdoptResult
     from edgecls.export.engine import EngineResult
+    from edgecls.export.measure import Measurement
     from edgecls.export.run import ExportResult
+    from edgecls.export.verify import VerifyResult
     from edgecls.metrics import PairedDifference
     from edgecls.runtime.predict import PredictReport
     from edgecls.train.loop import Epoch
+    from edgecls.train.pretrained import PretrainedResult
     from edgecls.train.run import TrainResult
 
 _PRECISION_NAMES: Final = {
     "fp32": "FP32",
     "fp16": "FP16",
-    "int8": "INT8, TensorRT",
-    "int8-cpu": "INT8, CPU",
+    "int8": "INT8 TensorRT",
+    "int8-cpu": "INT8 CPU",
 }
 
 
@@ -64,79 +69,144 @@ def training(result: TrainResult) -> Table:
 
 
 def exported(result: ExportResult) -> Table:
-    measured = result.precisions
-    fp32 = measured["fp32"]
-    title = f"Export: {fp32.n_images:,} validation images" if fp32.n_images else "Export"
+    """One column a file: what it answers, what it lost, how sure it is, how fast it is."""
+    files = result.precisions
+    n_images = files["fp32"].n_images
+    title = f"Export: {n_images:,} validation images" if n_images else "Export"
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
-    table.add_column("file", no_wrap=True)
-    for name in ("top-1", "as FP32", "broke/fixed", "drop (95 %)", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for precision, each in measured.items():
-        paired = each.paired
-        table.add_row(
-            _PRECISION_NAMES[precision],
-            "-" if each.accuracy is None else percent(each.accuracy),
-            "-" if each.agreement is None or paired is None else percent(each.agreement),
-            f"{paired.broken} / {paired.fixed}" if paired else "-",
-            _drop(paired) if paired else "-",
-            f"{each.bytes / 1e6:.2f}",
-        )
+    table.add_column("", no_wrap=True, style="dim")
+    for precision in files:
+        table.add_column(_PRECISION_NAMES[precision], justify="right")
+
+    def row(name: str, cell: Callable[[Measurement], str | None]) -> None:
+        cells = [cell(each) for each in files.values()]
+        if any(cells):
+            table.add_row(name, *(text or "-" for text in cells))
+
+    row("top-1", lambda each: _percent(each.accuracy))
+    row("answers as FP32", lambda each: _percent(each.agreement) if each.paired else None)
+    row("broken, fixed", lambda each: f"{each.paired.broken}, {each.paired.fixed}" if each.paired else None)
+    row("points lost", lambda each: f"{100 * each.paired.drop:.2f}" if each.paired else None)
+    row("  95 % interval", lambda each: _interval(each.paired) if each.paired else None)
+    row("  p (McNemar)", lambda each: f"{each.paired.p_value:.2g}" if each.paired else None)
+    row("  most in class", lambda each: _worst_class(each))
+    row("confidence off by", lambda each: _percent(each.ece_before))
+    row("  with temperature", lambda each: _percent(each.ece_after))
+    for size in files["fp32"].speeds:
+        row(f"img/s, batch of {size}", partial(_speed, result=result, size=size))
+    row("MB", lambda each: f"{each.bytes / 1e6:.2f}")
     table.caption = f"{result.verdict}: {result.reason}"
     return table
 
 
-def _drop(paired: PairedDifference) -> str:
+def _percent(share: float | None) -> str | None:
+    return None if share is None else percent(share)
+
+
+def _interval(paired: PairedDifference) -> str:
     low, high = paired.drop_interval
-    return f"{100 * paired.drop:.2f} ({100 * low:.1f}, {100 * high:.1f})"
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _worst_class(measured: Measurement) -> str | None:
+    if not measured.classes:
+        return None
+    worst = measured.classes[0]
+    return f"{worst.label} {100 * (worst.fp32 - worst.accuracy):.1f}"
+
+
+def _speed(measured: Measurement, result: ExportResult, size: int) -> str | None:
+    # what the graphs for GPUs do on this CPU says nothing about the device
+    for_cpu = measured in (result.precisions["fp32"], result.precisions.get("int8-cpu"))
+    return f"{measured.speeds[size]:,.0f}" if for_cpu else None
 
 
 def export_details(result: ExportResult) -> Table:
-    """What the verdict rests on besides accuracy: speed, what stayed float, which classes lost, how sure it is."""
+    """What the verdict rests on besides the figures."""
     facts = _facts("What stands behind it")
     fp32 = result.precisions["fp32"]
     facts.add_row(
-        "fp32 = checkpoint",
+        "FP32 = checkpoint",
         f"logits within {result.parity.max_logit_difference:.1g} on {result.parity.n_images} golden images"
         + (
             "" if fp32.agreement is None else f", the same answer on {percent(fp32.agreement)} of the validation images"
         ),
     )
-    cpu: tuple[Precision, ...] = ("fp32", "int8-cpu")
-    for precision in cpu:  # what the others do on this CPU says nothing about the device
-        each = result.precisions.get(precision)
-        if each:
-            speeds = ", ".join(f"{speed:,.0f} in batches of {size}" for size, speed in each.speeds.items())
-            facts.add_row(f"img/s, {_PRECISION_NAMES[precision]}", f"{speeds} ({each.backend}, inference alone)")
     for precision, each in result.precisions.items():
-        if each.paired:
-            facts.add_row(
-                f"answers, {_PRECISION_NAMES[precision]}",
-                f"{each.paired.changed} of {each.paired.n:,} changed; equally accurate: p = {each.paired.p_value:.2g}",
-            )
-        if each.ece_before is not None and each.ece_after is not None:
-            facts.add_row(
-                f"confidence, {_PRECISION_NAMES[precision]}",
-                f"off by {percent(each.ece_before)}, {percent(each.ece_after)} with temperature {each.temperature:.2f}",
-            )
-        if each.classes:
-            worst = each.classes[0]
-            facts.add_row(
-                f"classes, {_PRECISION_NAMES[precision]}",
-                f"{len(each.classes)} lost, most of all {worst.label}: {percent(worst.fp32)} to "
-                f"{percent(worst.accuracy)} of {worst.n} images",
-            )
         if each.given_back:
             facts.add_row(f"float in {_PRECISION_NAMES[precision]}", ", ".join(each.given_back))
     for note in result.notes:
         facts.add_row("note", note)
     if result.n_calibration:
         facts.add_row("ranges", f"{result.method}, {result.n_calibration:,} calibration images")
+    facts.add_row("speed", f"inference alone, {fp32.backend}, on this machine")
     if result.engine:
         state = "as built before" if result.engine.reused else f"built in {result.engine.seconds:.1f} s"
         facts.add_row("engine", f"{result.engine.file}, {state}")
     facts.add_row("time", f"{result.seconds:.1f} s")
     facts.add_row("run", str(result.run))
     return facts
+
+
+def verified(result: VerifyResult) -> Table:
+    title = f"Verify: {result.n_images} golden images, ONNX Runtime"
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
+    table.add_column("file", no_wrap=True)
+    table.add_column("backend", no_wrap=True)
+    for name in ("logits off", "allowed", "same"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for check in result.checks:
+        ran = check.agreement == check.agreement  # nan where it did not
+        table.add_row(
+            check.file,
+            check.backend.removeprefix("onnxruntime-"),
+            f"{check.max_logit_difference:.2g}" if ran else "-",
+            f"{check.allowed:.2g}",
+            f"{check.agreement:.0%}" if ran else "-",
+            check.reason or "passed",
+        )
+    table.caption = "\n".join([f"{result.verdict}, {result.seconds:.1f} s", *result.changed])
+    return table
+
+
+def pretrained(result: PretrainedResult) -> Table:
+    facts = _facts("Published weights")
+    facts.add_row("weights", result.weights)
+    facts.add_row("classes", f"{result.n_classes:,}")
+    facts.add_row("parameters", f"{result.n_parameters / 1e6:.2f} M")
+    facts.add_row("input", _described(result.preprocessing))
+    facts.add_row(
+        "proof", f"logits within {result.difference:.1g} of the published network's, relative, on real photos"
+    )
+    facts.add_row("run", str(result.run))
+    facts.add_row("next", "edgecls export --int8 --calibration DIR --validation DIR")
+    return facts
+
+
+def adopted(result: AdoptResult) -> Table:
+    facts = _facts("Adopted")
+    facts.add_row("file", str(result.file))
+    facts.add_row("classes", f"{result.n_classes:,}")
+    facts.add_row("input", _described(result.preprocessing))
+    for change in result.changes:
+        facts.add_row("change", change)
+    facts.add_row("proof", f"logits within {result.difference:.1g} of the original file's, relative, on real photos")
+    facts.add_row("run", str(result.run))
+    facts.add_row("next", "edgecls export --int8 --calibration DIR --validation DIR")
+    return facts
+
+
+def _described(preprocessing: Preprocessing) -> str:
+    height, width = preprocessing.size_hw
+    return (
+        f"{height} x {width} px, {preprocessing.resize}, {preprocessing.interpolation}, "
+        f"crop {preprocessing.crop_fraction:g}, mean {_rgb(preprocessing.mean)}, std {_rgb(preprocessing.std)}"
+    )
+
+
+def _rgb(values: tuple[float, float, float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def built(result: EngineResult) -> Table:

@@ -124,7 +124,8 @@ def choose_calibration_set(
     if overlapping and options.source and not options.allow_overlap:
         raise DatasetError(
             f"{source}: {len(overlapping)} calibration images are validation or test images too (same content), "
-            f"first {overlapping[0].path}; accuracy measured on those would flatter. Remove them, or use --allow-overlap"
+            f"first {overlapping[0].path}; accuracy measured on those would flatter. Remove them, or use "
+            "--allow-overlap"
         )
     if overlapping and not options.allow_overlap:
         for image in overlapping:

@@ -26,7 +26,7 @@ def load_checkpoint(run: Run) -> PixelClassifier:
     """
     manifest, path = run.manifest, run.path(CHECKPOINT)
     if not path.is_file():
-        raise RunError(f"{run.folder}: no {CHECKPOINT} in it; only a run that was trained here can be exported")
+        raise RunError(f"{run.folder}: no {CHECKPOINT} in it; only a run of edgecls train or pretrained has one")
     width = manifest.training.get("width", BuildOptions.width)
     options = BuildOptions(manifest.model, NONE, manifest.preprocessing.size_hw, width)
     classifier, _ = build(options, len(manifest.labels))

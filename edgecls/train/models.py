@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgecls.errors import MissingExtra, OptionError, TrainingError
-from edgecls.manifest import Interpolation, Preprocessing
-from edgecls.train.efficientnet_lite import EfficientNetLite0, imagenet_weights_file
+from edgecls.manifest import Interpolation, Preprocessing, Resize
+from edgecls.train.efficientnet_lite import EfficientNetLite0, load_imagenet_weights
 from edgecls.train.scratch import PlainCnn, ResNet9
 
 SCRATCH: Final = ("cnn", "resnet9")
@@ -91,18 +92,94 @@ def build(options: BuildOptions, n_classes: int) -> tuple[PixelClassifier, Prepr
     """
     if options.model in SCRATCH:
         backbone, n_features, preprocessing = _scratch(options)
-    elif options.model == "efficientnet_lite0":
-        backbone, n_features, preprocessing = _efficientnet_lite0(options)
-    elif options.model.startswith(TIMM_PREFIX):
-        backbone, n_features, preprocessing = _timm(options)
     else:
-        backbone, n_features, preprocessing = _torchvision(options)
+        whole = _whole(options)
+        backbone, n_features, preprocessing = whole.network, _own_weights(whole, options), whole.preprocessing
     if options.size_hw:
         preprocessing = replace(preprocessing, size_hw=options.size_hw)
     return PixelClassifier(backbone, n_features, n_classes, preprocessing), preprocessing
 
 
+def build_published(
+    model: str, size_hw: tuple[int, int] | None = None
+) -> tuple[PixelClassifier, Preprocessing, nn.Module]:
+    """A classifier that keeps its published ImageNet head, and the network that it was taken from.
+
+    Whether the two answer alike is for the caller to prove: a few networks do more behind their head than a linear
+    layer on the features can.
+
+    Args:
+        model: `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`.
+        size_hw: input size; None for the size that the weights were made for.
+
+    Returns:
+        The classifier, its preprocessing, and the untouched network, (n, 3, h, w) float, normalised -> logits; both
+        networks in evaluation mode.
+
+    Raises:
+        OptionError: unknown model, one without published classes, or whose head is not one linear layer.
+        MissingExtra: timm or the EfficientNet-Lite0 weights are not installed.
+        TrainingError: the weights cannot be downloaded.
+    """
+    if model in SCRATCH:
+        raise OptionError(f"{model}: there are no published weights for it; train it with: edgecls train DATA")
+    whole = _whole(BuildOptions(model, IMAGENET, size_hw))
+    original = copy.deepcopy(whole.network).eval()
+    weight, bias = _published_head(whole, model)
+    n_features = whole.remove_head()
+    if weight.shape[1] != n_features:
+        raise OptionError(
+            f"{model}: its head takes {weight.shape[1]} values, and {n_features} are left without it, so it is not one "
+            "linear layer on the features; export it to ONNX and use: edgecls adopt FILE.onnx"
+        )
+    preprocessing = replace(whole.preprocessing, size_hw=size_hw or whole.preprocessing.size_hw)
+    classifier = PixelClassifier(whole.network, n_features, len(weight), preprocessing)
+    with torch.no_grad():
+        classifier.head.weight.copy_(weight)
+        classifier.head.bias.copy_(bias)
+    return classifier.eval(), preprocessing, original
+
+
+def _published_head(whole: _Whole, model: str) -> tuple[Tensor, Tensor]:
+    """Weight (n_classes, n_features) and bias (n_classes,) of the layer that makes the logits."""
+    layer = whole.network.get_submodule(whole.head) if isinstance(whole.head, str) else None
+    if not whole.head or isinstance(layer, nn.Identity):
+        raise OptionError(f"{model}: its weights know no classes, only features; train them with: edgecls train DATA")
+    is_pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    if layer is None or not (isinstance(layer, nn.Linear) or is_pointwise):
+        what = f"{whole.head} is a {type(layer).__name__}" if layer else f"{' and '.join(whole.head)} answer together"
+        raise OptionError(
+            f"{model}: {what}; expected one linear layer that makes the logits. Export it to ONNX and use: "
+            "edgecls adopt FILE.onnx"
+        )
+    weight = cast(Tensor, layer.weight).detach().flatten(1)
+    bias = cast("Tensor | None", layer.bias)
+    return weight, torch.zeros(len(weight)) if bias is None else bias.detach()
+
+
 _Backbone = tuple[nn.Module, int, Preprocessing]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A network of a family with its own head still on.
+
+    Attributes:
+        head: name of the layer that makes the logits; a tuple or None where timm knows several or none.
+        preprocessing: of its published weights.
+        remove_head: takes the head (and auxiliary ones) off the network and returns the number of features.
+    """
+
+    network: Any  # nn.Module; families carry attributes of their own
+    head: str | tuple[str, ...] | None
+    preprocessing: Preprocessing
+    remove_head: Callable[[], int]
+
+
+def _whole(options: BuildOptions) -> _Whole:
+    if options.model == "efficientnet_lite0":
+        return _efficientnet_lite0(options)
+    return _timm(options) if options.model.startswith(TIMM_PREFIX) else _torchvision(options)
 
 
 def _scratch(options: BuildOptions) -> _Backbone:
@@ -115,14 +192,15 @@ def _scratch(options: BuildOptions) -> _Backbone:
     return network, network.n_features, Preprocessing(size_hw=options.size_hw, crop_fraction=1.0)
 
 
-def _efficientnet_lite0(options: BuildOptions) -> _Backbone:
+def _efficientnet_lite0(options: BuildOptions) -> _Whole:
     network = EfficientNetLite0()
-    file = str(imagenet_weights_file()) if options.weights == IMAGENET else options.weights
-    n_features = _own_weights(network, "_fc", file, options, lambda: _without_head(network, "_fc"))
-    return network, n_features, Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    if options.weights == IMAGENET:
+        load_imagenet_weights(network)
+    preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return _Whole(network, "_fc", preprocessing, lambda: _without_head(network, "_fc"))
 
 
-def _torchvision(options: BuildOptions) -> _Backbone:
+def _torchvision(options: BuildOptions) -> _Whole:
     models = torchvision.models
     known = models.list_models(module=models)
     if options.model not in known:
@@ -142,19 +220,25 @@ def _torchvision(options: BuildOptions) -> _Backbone:
         settings["init_weights"] = True
     network = _downloaded(lambda: models.get_model(options.model, weights=published, **settings))
     head = _last_linear(network)
-    n_features = _own_weights(network, head, options.weights, options, lambda: _without_head(network, head))
-    if options.model in _INCEPTIONS:  # their auxiliary heads know other classes
-        network.aux_logits = False
-        for auxiliary in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(network, auxiliary):
-                setattr(network, auxiliary, None)
+
+    def remove_head() -> int:
+        if options.model in _INCEPTIONS:  # their auxiliary heads know other classes
+            network.aux_logits = False
+            for auxiliary in ("aux1", "aux2", "AuxLogits"):
+                if hasattr(network, auxiliary):
+                    setattr(network, auxiliary, None)
+        return _without_head(network, head)
+
     preset: Any = weights.transforms()
     size, resized = preset.crop_size[0], preset.resize_size[0]
-    preprocessing = Preprocessing((size, size), crop_fraction=size / resized, mean=preset.mean, std=preset.std)
-    return network, n_features, preprocessing
+    interpolation: Interpolation = "bicubic" if preset.interpolation.value == "bicubic" else "bilinear"
+    preprocessing = Preprocessing(
+        (size, size), crop_fraction=size / resized, interpolation=interpolation, mean=preset.mean, std=preset.std
+    )
+    return _Whole(network, head, preprocessing, remove_head)
 
 
-def _timm(options: BuildOptions) -> _Backbone:
+def _timm(options: BuildOptions) -> _Whole:
     try:
         import timm  # noqa: PLC0415  slow to load, and only for its own models
     except ImportError as error:
@@ -169,24 +253,42 @@ def _timm(options: BuildOptions) -> _Backbone:
     config = timm.data.resolve_model_data_config(network)
     size_hw = (config["input_size"][1], config["input_size"][2])
     interpolation: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
+    resize: Resize = "squash" if config["crop_mode"] == "squash" else "shortest"
+    preprocessing = Preprocessing(
+        size_hw, resize, config["crop_pct"], interpolation, mean=config["mean"], std=config["std"]
+    )
 
     def remove_head() -> int:
         network.reset_classifier(0)
-        return _n_features(network, options.size_hw or size_hw)
+        return _n_features(network, options.model, options.size_hw or size_hw)
 
-    n_features = _own_weights(network, network.default_cfg["classifier"], options.weights, options, remove_head)
-    return network, n_features, Preprocessing(
-        size_hw, crop_fraction=config["crop_pct"], interpolation=interpolation, mean=config["mean"], std=config["std"]
-    )  # fmt: skip
+    return _Whole(network, network.default_cfg["classifier"], preprocessing, remove_head)
 
 
-def _n_features(network: nn.Module, size_hw: tuple[int, int]) -> int:
+def _n_features(network: nn.Module, model: str, size_hw: tuple[int, int]) -> int:
     # timm's own num_features is not what the head sees in every family; one blank image tells
     network.eval()
-    with torch.inference_mode():
-        features = network(torch.zeros(1, 3, *size_hw))
+    features = run_at_size(network, torch.zeros(1, 3, *size_hw), model)
     network.train()
     return int(features.shape[1])
+
+
+def run_at_size(network: nn.Module, batch: Tensor, model: str) -> Tensor:
+    """What a network answers to (n, 3, h, w) float.
+
+    Raises:
+        OptionError: it cannot take images of that size (transformers know one; deep networks shrink small ones away).
+    """
+    try:
+        with torch.inference_mode():
+            return cast(Tensor, network(batch))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        height, width = batch.shape[2:]
+        raise OptionError(
+            f"{model} cannot take images of {height} x {width} px ({reason}); leave --image-size out for the size of "
+            "its weights"
+        ) from error
 
 
 def _last_linear(network: nn.Module) -> str:
@@ -242,22 +344,21 @@ def read_state_dict(file: str | Path) -> StateDict:
     return values
 
 
-def _own_weights(
-    network: nn.Module, head: str, file: str, options: BuildOptions, remove_head: Callable[[], int]
-) -> int:
+def _own_weights(whole: _Whole, options: BuildOptions) -> int:
     """Load a weights file, if one is named, and take the head off; returns the number of features.
 
     The file is either an edgecls checkpoint, whose backbone fits once the head is off, or a state dict of the
     whole network, with as many classes as it has.
     """
-    state = {} if file in (NONE, IMAGENET) else read_state_dict(file)
+    network, head = whole.network, whole.head
+    state = {} if options.weights in (NONE, IMAGENET) else read_state_dict(options.weights)
     is_checkpoint = any(name.startswith(_BACKBONE) for name in state)
     if state and not is_checkpoint:
-        rows, layer = state.get(f"{head}.weight"), network.get_submodule(head)
+        rows, layer = state.get(f"{head}.weight"), network.get_submodule(head) if isinstance(head, str) else None
         if rows is not None and isinstance(layer, nn.Linear) and len(rows) != layer.out_features:
             network.set_submodule(head, nn.Linear(layer.in_features, len(rows), bias=layer.bias is not None))
         _load_strictly(network, state, options)
-    n_features = remove_head()
+    n_features = whole.remove_head()
     if is_checkpoint:
         _load_strictly(network, _backbone_part(state), options)
     return n_features
