@@ -192,6 +192,7 @@ def export(
     min_speedup: Annotated[float, typer.Option(help="Speed of INT8 on this CPU over FP32's, at the least.")] = 1.0,
     time_budget: Annotated[float, typer.Option(help="Seconds for giving layers back to float where INT8 loses more.")] = 600.0,
     batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch of the engine.")] = "1,16,64",
+    compute_capability: Annotated[Optional[str], typer.Option(help="Of the engine's GPU, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of the calibration images.")] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -205,10 +206,10 @@ def export(
         from edgecls.export.run import ExportOptions, Progress
         from edgecls.export.run import export as export_run
         from edgecls.runtime.engine_file import BatchProfile
-    options = ExportOptions(
-        run, int8, fp16, SampleOptions(calibration_images, seed, calibration, allow_overlap), method.value, validation,
-        GateOptions(max_drop, min_speedup, time_budget), EngineOptions(BatchProfile.parse(batch)) if engine else None,
-    )  # fmt: skip
+    sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
+    gate = GateOptions(max_drop, min_speedup, time_budget)
+    built = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability) if engine else None
+    options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, built)
     with tables.progress_bar(console, "export") as bar:
         result = export_run(
             options,

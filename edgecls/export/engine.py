@@ -136,6 +136,15 @@ def build_engine(
     return EngineResult(file, record, False, time.perf_counter() - started, len(plan))
 
 
+def check_target(options: EngineOptions) -> None:
+    """Whether an engine can be built here at all: to be asked before minutes of other work.
+
+    Raises:
+        MissingExtra, OptionError: as `build_engine`.
+    """
+    _target(find_tensorrt(), find_gpu(), options)
+
+
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()

@@ -24,7 +24,7 @@ from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
 from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split
 from edgecls.errors import DatasetError, ExportError, OptionError, RunError
-from edgecls.export.engine import EngineOptions, EngineResult, build_engine
+from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
 from edgecls.export.fp16 import fp16_from_onnx
 from edgecls.export.gate import GateOptions, Int8, meet_gate
 from edgecls.export.graph import embed_manifest
@@ -161,6 +161,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     started = time.perf_counter()
     progress = progress or Progress()
     run = find_run(options.run)
+    if options.engine:
+        check_target(options.engine)
     data = _Data.of(run, options)
     with _staging(run) as staged:
         work = _Work(run, options, data, staged, progress)
