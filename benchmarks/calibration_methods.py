@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = find_run(arguments.run)
     manifest = run.manifest
-    classes = ClassNames(manifest.labels, manifest.label_ids)
+    classes = ClassNames.of(manifest)
     splits = (
         read_split(run.path(SPLIT), manifest.labels).splits if run.path(SPLIT).exists() else {"train": (), "val": ()}
     )

@@ -12,6 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from edgecls.errors import DatasetError, some
 from edgecls.images import find_images, find_others, natural_key
+from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
 
 Split = Literal["train", "val", "test"]
@@ -57,12 +59,25 @@ class ClassNames:
     labels: tuple[str, ...]
     ids: tuple[str, ...] = ()
 
-    def label_of(self, name: str) -> str | None:
-        """The label that `name` means, or None. A label comes first: of digits, `7` is the class 7 at any index."""
-        if name in self.labels:
+    @classmethod
+    def of(cls, manifest: Manifest) -> ClassNames:
+        return cls(manifest.labels, manifest.label_ids)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.labels)
+
+    def named(self, name: str) -> str | None:
+        """The label that `name` is, or is the id of, or None."""
+        if name in self._known:
             return name
-        if name in self.ids:
-            return self.labels[self.ids.index(name)]
+        return self.labels[self.ids.index(name)] if name in self.ids else None
+
+    def label_of(self, name: str) -> str | None:
+        """The same, and by index. A label comes first: of digits, `7` is the class 7 at any index."""
+        label = self.named(name)
+        if label is not None:
+            return label
         if name.isascii() and name.isdecimal() and int(name) < len(self.labels):
             return self.labels[int(name)]
         return None

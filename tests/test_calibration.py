@@ -252,14 +252,14 @@ def test_a_calibration_is_read_back_as_it_was_and_kept_while_its_key_fits(
     kept = Calibration.read(tmp_path / "calibration.json")
     assert kept == calibration
     preprocessing = run.manifest.preprocessing
-    assert calibrate(graph, chosen, preprocessing, QUANTIZED_OPS, kept=kept) is kept
+    assert calibrate(graph, chosen, preprocessing, QUANTIZED_OPS, "minmax", kept=kept) is kept
     fewer = choose(run, dataset, SampleOptions(10))
-    assert calibrate(graph, fewer, preprocessing, QUANTIZED_OPS, kept=kept) is not kept
-    assert calibrate(graph, chosen, preprocessing, QUANTIZED_OPS, "mse", kept=kept) is not kept
+    assert calibrate(graph, fewer, preprocessing, QUANTIZED_OPS, "minmax", kept=kept) is not kept
+    assert calibrate(graph, chosen, preprocessing, QUANTIZED_OPS, "entropy", kept=kept) is not kept
     other = onnx.ModelProto()
     other.CopyFrom(graph)
     other.graph.node[0].name = "renamed"
-    assert calibrate(other, chosen, preprocessing, QUANTIZED_OPS, kept=kept) is not kept
+    assert calibrate(other, chosen, preprocessing, QUANTIZED_OPS, "minmax", kept=kept) is not kept
 
 
 def test_the_manifest_inside_a_graph_is_not_part_of_the_network(graph: onnx.ModelProto) -> None:
@@ -273,7 +273,7 @@ def test_the_manifest_inside_a_graph_is_not_part_of_the_network(graph: onnx.Mode
 
 def test_a_damaged_or_edited_calibration_is_not_read(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    for text in ("", "[]", "{}", '{"key": 1}', run.path("calibration.json").read_text().replace("minmax", "magic")):
+    for text in ("", "[]", "{}", '{"key": 1}', run.path("calibration.json").read_text().replace('"mse"', '"magic"')):
         path.write_text(text)
         with pytest.raises(ExportError, match="calibration"):
             Calibration.read(path)

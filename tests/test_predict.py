@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgecls import images
 from edgecls.errors import DatasetError, ImageError, OptionError, RunError
+from edgecls.export.graph import embed_manifest
 from edgecls.metrics import softmax
 from edgecls.prefetch import prefetch
 from edgecls.runs import Run
@@ -54,9 +57,10 @@ def test_rows_are_what_a_plain_loop_over_the_session_gives(
     predict(options(exported_run, photos, precision="int8", top_k=2, batch_size=5))
     manifest = Run(exported_run).manifest
     session = onnxruntime.InferenceSession(exported_run / "model.int8-cpu.onnx", providers=["CPUExecutionProvider"])
+    temperature = json.loads((exported_run / "export.json").read_text())["precisions"]["int8-cpu"]["temperature"]
     for row in rows_of(Path("rows.csv")):
         pixels = images.load(photos / row["path"], manifest.preprocessing)
-        probabilities = softmax(session.run(None, {"images": pixels[None]})[0])[0]
+        probabilities = softmax(session.run(None, {"images": pixels[None]})[0] / temperature)[0]
         best, second = np.argsort(-probabilities)
         assert (row["label"], row["label_2"]) == (manifest.labels[best], manifest.labels[second])
         assert float(row["probability"]) == pytest.approx(float(probabilities[best]), abs=1e-5)
@@ -455,3 +459,27 @@ def test_nothing_to_predict_is_an_error(exported_run: Path, tmp_path: Path) -> N
         predict(options(exported_run, tmp_path / "fotos"))
     with pytest.raises(DatasetError, match="no images in this folder"):
         predict(options(exported_run, tmp_path))
+
+
+def test_folders_may_be_named_by_id_and_a_labels_file_by_index_too(
+    exported_run: Path, photos: Path, tmp_path: Path, in_empty_folder: Path
+) -> None:
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    graph = onnx.load(run / "model.onnx")
+    manifest = replace(Run(run).manifest, label_ids=("n01", "n02"), precision="fp32", files={})
+    embed_manifest(graph, manifest)
+    onnx.save(graph, run / "model.onnx")
+    (photos / "checks").rename(photos / "n01")
+    (photos / "stripes").rename(photos / "1")  # a folder's number may be a month: it names no class
+    report = predict(options(run / "model.onnx", photos))
+    assert report.labelled == 12
+    rows = [
+        f"{path.relative_to(photos)},{index}"
+        for index, kind in enumerate(("n01", "1"))
+        for path in (photos / kind).iterdir()
+    ]
+    Path("truth.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    report = predict(options(run / "model.onnx", photos, labels=Path("truth.csv")))
+    assert report.labelled == 24
+    assert report.accuracy is not None
+    assert report.accuracy > 0.9

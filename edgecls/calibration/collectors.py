@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
-DEFAULT_METHOD: Final[Method] = "minmax"  # the fastest; docs/int8.md has the comparison
+# The others each have a network on which they are far from the best; docs/int8.md has the comparison.
+DEFAULT_METHOD: Final[Method] = "mse"
 
 Range = tuple[float, float]
 Values = NDArray[np.float32]

@@ -191,7 +191,7 @@ class _Data:
     @classmethod
     def of(cls, run: Run, options: ExportOptions) -> _Data:
         manifest = run.manifest
-        classes = ClassNames(manifest.labels, manifest.label_ids)
+        classes = ClassNames.of(manifest)
         splits: Mapping[Any, tuple[LabelledImage, ...]] = {"train": (), "val": (), "test": ()}
         if run.path(SPLIT).exists():
             splits = read_split(run.path(SPLIT), manifest.labels).splits
@@ -275,7 +275,7 @@ class _Work:
 
     def _write_int8(self) -> Int8:
         manifest, options = self.manifest, self.options
-        classes = ClassNames(manifest.labels, manifest.label_ids)
+        classes = ClassNames.of(manifest)
         chosen = choose_calibration_set(
             options.sample, classes, manifest.preprocessing, self.data.training, self.data.held_out
         )

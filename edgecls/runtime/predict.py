@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgecls.datasets import ClassNames
 from edgecls.errors import ImageError, OptionError
 from edgecls.manifest import Precision
 from edgecls.runs import LATEST, write_json
@@ -115,7 +116,7 @@ def predict(
     with Classifier.open(
         options.model, precision=options.precision, device=options.device, batch_size=options.batch_size
     ) as classifier:
-        sources = find_sources(options.sources, classifier.manifest.labels, options.labels)
+        sources = find_sources(options.sources, ClassNames.of(classifier.manifest), options.labels)
         _keep_inputs(options, sources)
         on_start(len(sources))
         top_k = min(options.top_k, len(classifier.manifest.labels))
