@@ -67,6 +67,7 @@ class Precision(str, Enum):
 
 
 class Method(str, Enum):
+    auto = "auto"
     minmax = "minmax"
     percentile = "percentile"
     entropy = "entropy"
@@ -185,7 +186,7 @@ def export(
     engine: Annotated[bool, typer.Option("--engine", help="Build a TensorRT engine from the best file that passed.")] = False,
     calibration: Annotated[Optional[Path], typer.Option(help="Folder or CSV of the images that set the INT8 ranges.", show_default="the training split")] = None,
     calibration_images: Annotated[int, typer.Option(help="How many of them, at most.")] = 512,
-    method: Annotated[Method, typer.Option(help="How a tensor's values become its range.")] = Method.mse,
+    method: Annotated[Method, typer.Option(help="How a tensor's values become its range; auto: mse, or the best of all where that leaves much noise.")] = Method.auto,
     allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Calibrate on validation or test images too.")] = False,
     validation: Annotated[Optional[Path], typer.Option(help="Class folders or CSV that the gate is measured on.", show_default="the validation split")] = None,
     max_drop: Annotated[float, typer.Option(help="Points of top-1 that a file may lose to FP32.")] = 1.0,

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_a_hostile_network_is_caught_and_repaired(run: Run) -> None:
         assert paired.drop <= 0
     assert result.verdict == "passed"
     assert result.engine_from == "int8"
+
+
+def test_where_a_network_is_noisy_by_the_default_method_the_best_of_all_is_taken(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noises = {"mse": 0.5, "minmax": 0.3, "percentile": 0.01, "entropy": 0.4}
+    monkeypatch.setattr(export_run, "noise", lambda graph, calibration, probe: noises[calibration.method])
+    lines: list[str] = []
+    options = ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=ANYTHING)
+    assert export(options, Progress(lines.append)).method == "percentile"
+    assert "int8: 50% of the logits' variance is noise by mse: trying others" in lines
+    assert json.loads(run.path("calibration.json").read_text())["method"] == "percentile"
+    noises["mse"] = 0.01
+    assert export(options).method == "mse"
+    assert export(replace(options, method="minmax")).method == "minmax"
 
 
 def test_a_missed_gate_exits_1_says_why_and_serves_fp32(run: Run) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
-# The others each have a network on which they are far from the best; docs/int8.md has the comparison.
+# Best or close to it on most networks, while each of the others is far off on several; docs/int8.md has the figures.
 DEFAULT_METHOD: Final[Method] = "mse"
 
 Range = tuple[float, float]

@@ -77,6 +77,12 @@ class Int8:
         return tuple(each.layer for each in self.given_back[flavour])
 
 
+def noise(graph: onnx.ModelProto, calibration: Calibration, probe: Pixels) -> float:
+    """Mean squared error of the INT8 logits as a share of their variance: 0 is perfect, 1 is as good as chance."""
+    expected = _logits(graph, probe)
+    return _error(Int8(graph, calibration), expected, probe) / max(float(np.var(expected)), 1e-12)
+
+
 def meet_gate(
     int8: Int8,
     gate: GateOptions,
