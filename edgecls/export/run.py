@@ -57,8 +57,8 @@ AUTO: Final = "auto"
 
 N_PROBE: Final = 32  # calibration images by which range methods and layers are compared
 
-# Of the logits' variance. Networks whose top-1 INT8 leaves alone stay below; EfficientNet-B0, whose SiLU makes a few values
-# 300 times as large as the most, had 0.98 by mse and 0.005 by entropy, and lost 38 points of top-1 and none.
+# Of the logits' variance. Networks whose top-1 INT8 leaves alone stay below; EfficientNet-B0, whose SiLU makes a few
+# values 300 times as large as the most, had 0.98 by mse and 0.005 by entropy, and lost 38 points of top-1 and none.
 _NOISY: Final = 0.02
 
 FOR_CPU: Final[tuple[Precision, ...]] = ("fp32", "int8-cpu")
