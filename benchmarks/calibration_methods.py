@@ -22,7 +22,7 @@ from edgecls import images
 from edgecls.calibration.collectors import METHODS
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import SampleOptions, choose_calibration_set
-from edgecls.datasets import ClassNames, read_labelled, read_split
+from edgecls.datasets import ClassNames, read_labelled, read_split, targets_of
 from edgecls.export.fp16 import half
 from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, quantized
 from edgecls.images import Pixels
@@ -52,7 +52,7 @@ def main() -> None:
     validation = (read_labelled(arguments.validation, classes) if arguments.validation else splits["val"])[
         : arguments.limit
     ]
-    truth = np.array([manifest.labels.index(image.label) for image in validation])
+    truth = targets_of(validation, manifest.labels)
     pixels = np.stack([images.load(image.path, manifest.preprocessing) for image in validation])
     chosen = choose_calibration_set(
         SampleOptions(arguments.images, source=arguments.calibration),

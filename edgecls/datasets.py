@@ -108,8 +108,7 @@ class Dataset:
 
     def targets(self, split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Label index of every image of a split, (n,) int64."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        return np.array([index[image.label] for image in self.splits[split]], np.int64)
+        return targets_of(self.splits[split], self.labels)
 
     def without(self, unreadable: Mapping[LabelledImage, str]) -> Dataset:
         """The data set less images that turned out to be unreadable.
@@ -141,6 +140,12 @@ class Dataset:
                 missing = sorted(set(self.labels) - present, key=natural_key)
                 lines.append(f"the {split} split has no image of {some(missing)}")
         return lines
+
+
+def targets_of(images: Sequence[LabelledImage], labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Label index of every image, (n,) int64."""
+    index = {label: i for i, label in enumerate(labels)}
+    return np.array([index[image.label] for image in images], np.int64)
 
 
 def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import confusion_matrix as reference_confusion
 
@@ -41,3 +42,60 @@ def test_the_wilson_interval_is_that_of_the_textbook() -> None:
 def test_softmax_survives_large_logits() -> None:
     probabilities = metrics.softmax(np.array([[1e4, 1e4, -1e4]], np.float32))
     assert probabilities.tolist() == [[0.5, 0.5, 0.0]]
+
+
+def answers_with(broken: int, fixed: int, both_right: int, both_wrong: int) -> tuple[metrics.Indices, ...]:
+    n = broken + fixed + both_right + both_wrong
+    truth = np.zeros(n, np.int64)
+    reference, other = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    other[:broken] = 1
+    reference[broken : broken + fixed] = 1
+    reference[n - both_wrong :] = 1
+    other[n - both_wrong :] = 2  # wrong in another way: changed, but neither broken nor fixed
+    return reference, other, truth
+
+
+@pytest.mark.parametrize(("broken", "fixed"), [(0, 0), (1, 0), (5, 5), (9, 1), (30, 12), (400, 380)])
+def test_the_p_value_is_that_of_the_exact_binomial_test(broken: int, fixed: int) -> None:
+    difference = metrics.paired_difference(*answers_with(broken, fixed, 900, 50))
+    expected = binomtest(broken, broken + fixed).pvalue if broken + fixed else 1.0
+    assert difference.p_value == pytest.approx(expected)
+    assert (difference.broken, difference.fixed) == (broken, fixed)
+    assert difference.changed == broken + fixed + 50
+    assert difference.drop == pytest.approx((broken - fixed) / difference.n)
+
+
+def test_the_bootstrap_interval_is_that_of_resampled_images() -> None:
+    reference, other, truth = answers_with(30, 12, 900, 58)
+    lost = (reference == truth).astype(float) - (other == truth)
+    rng = np.random.default_rng(1)
+    drops = [lost[rng.integers(len(lost), size=len(lost))].mean() for _ in range(4000)]
+    assert metrics.paired_difference(reference, other, truth).drop_interval == pytest.approx(
+        np.percentile(drops, [2.5, 97.5]), abs=2e-3
+    )
+
+
+def test_a_paired_difference_needs_the_same_images() -> None:
+    with pytest.raises(ValueError, match="expected three of one shape"):
+        metrics.paired_difference(np.zeros(3, np.int64), np.zeros(2, np.int64), np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="expected three of one shape"):
+        metrics.paired_difference(*[np.zeros(0, np.int64)] * 3)
+
+
+def test_class_accuracies_are_each_classes_own() -> None:
+    truth, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
+    assert metrics.class_accuracies(predicted, truth, 3) == pytest.approx([0.5, 2 / 3, np.nan], nan_ok=True)
+
+
+def test_the_calibration_error_is_zero_for_honest_and_the_gap_for_boastful_answers() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 40_000).astype(np.float32)
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    honest = (rng.uniform(size=len(confidence)) > confidence).astype(np.int64)
+    assert metrics.expected_calibration_error(probabilities, honest) < 0.01
+    sure = np.tile(np.array([[0.9, 0.1]], np.float32), (1000, 1))
+    assert metrics.expected_calibration_error(sure, (np.arange(1000) % 2).astype(np.int64)) == pytest.approx(
+        0.4, abs=1e-6
+    )
+    certain = np.tile(np.array([[1.0, 0.0]], np.float32), (10, 1))
+    assert metrics.expected_calibration_error(certain, np.zeros(10, np.int64)) == 0

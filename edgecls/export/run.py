@@ -22,7 +22,7 @@ from edgecls import images, metrics
 from edgecls.calibration.collectors import DEFAULT_METHOD, METHODS, Method
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
-from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split
+from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split, targets_of
 from edgecls.errors import DatasetError, ExportError, OptionError, RunError
 from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
 from edgecls.export.fp16 import fp16_from_onnx
@@ -217,10 +217,6 @@ class _Data:
         given = () if own else (image.path for image in validation)
         return cls(splits["train"], validation, (*held_out, *given), golden_answers if own and validation else None)
 
-    def truth(self, labels: Sequence[str]) -> metrics.Indices:
-        index = {label: i for i, label in enumerate(labels)}
-        return np.array([index[image.label] for image in self.validation], np.int64)
-
 
 def _check_there(run: Run, used: Sequence[LabelledImage]) -> None:
     gone = [image.path for image in used if not image.path.exists()]
@@ -239,7 +235,7 @@ class _Work:
         self.run, self.options, self.data, self.staged, self.progress = run, options, data, staged, progress
         self.manifest = replace(run.manifest, files={}, precision="fp32", temperature=1.0)
         self.golden = Golden.of(run)
-        self.truth = data.truth(self.manifest.labels)
+        self.truth: metrics.Indices = targets_of(data.validation, self.manifest.labels)
         self.logits: dict[Precision, Logits] = {}
         self.calibration_set: CalibrationSet | None = None
         self.int8: Int8 | None = None
