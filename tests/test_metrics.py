@@ -96,7 +96,5 @@ def test_the_calibration_error_is_zero_for_honest_and_the_gap_for_boastful_answe
     sure = np.tile(np.array([[0.9, 0.1]], np.float32), (1000, 1))
     halves = (np.arange(1000) % 2).astype(np.int64)
     assert metrics.expected_calibration_error(sure, halves) == pytest.approx(0.4, abs=1e-6)
-        0.4, abs=1e-6
-    )
     certain = np.tile(np.array([[1.0, 0.0]], np.float32), (10, 1))
     assert metrics.expected_calibration_error(certain, np.zeros(10, np.int64)) == 0
