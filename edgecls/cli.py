@@ -223,7 +223,7 @@ def export(
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.exported(result), tables.export_details(result), sep="\n")
+        console.print(*tables.exported(result), sep="\n")
     if result.verdict == "missed":
         raise typer.Exit(EXIT_ERROR)
 

@@ -60,7 +60,7 @@ def demo(folder: Path, console: Console) -> DemoResult:
     console.print(tables.training(trained))
     console.print(f"\n$ edgecls export {run} --int8")
     exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))
-    console.print(tables.exported(exported))
+    console.print(*tables.exported(exported), sep="\n")
     console.print(
         f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"
     )

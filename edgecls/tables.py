@@ -68,7 +68,12 @@ def training(result: TrainResult) -> Table:
     return table
 
 
-def exported(result: ExportResult) -> Table:
+def exported(result: ExportResult) -> tuple[Table, str, Table]:
+    """The files side by side, the verdict, and what else it rests on."""
+    return _files(result), f"{result.verdict}: {result.reason}", _export_details(result)
+
+
+def _files(result: ExportResult) -> Table:
     """One column a file: what it answers, what it lost, how sure it is, how fast it is."""
     files = result.precisions
     n_images = files["fp32"].n_images
@@ -95,7 +100,6 @@ def exported(result: ExportResult) -> Table:
     for size in files["fp32"].speeds:
         row(f"img/s, batch of {size}", partial(_speed, result=result, size=size))
     row("MB", lambda each: f"{each.bytes / 1e6:.2f}")
-    table.caption = f"{result.verdict}: {result.reason}"
     return table
 
 
@@ -121,9 +125,9 @@ def _speed(measured: Measurement, result: ExportResult, size: int) -> str | None
     return f"{measured.speeds[size]:,.0f}" if for_cpu else None
 
 
-def export_details(result: ExportResult) -> Table:
+def _export_details(result: ExportResult) -> Table:
     """What the verdict rests on besides the figures."""
-    facts = _facts("What stands behind it")
+    facts = _facts("")
     fp32 = result.precisions["fp32"]
     facts.add_row(
         "FP32 = checkpoint",
