@@ -209,8 +209,8 @@ def export(
         from edgecls.runtime.engine_file import BatchProfile
     sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
     gate = GateOptions(max_drop, min_speedup, time_budget)
-    built = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability) if engine else None
-    options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, built)
+    engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
+    options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
     with tables.progress_bar(console, "export") as bar:
         result = export_run(
             options,

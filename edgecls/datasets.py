@@ -193,7 +193,10 @@ def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...
     """
     if not source.exists():
         raise DatasetError(f"{source}: no such folder or CSV file; expected class folders or a CSV (path,label)")
-    found = _from_csv(source) if source.is_file() else {"train": _class_folders(source, _subfolders(source), True)}
+    folders = [] if source.is_file() else _subfolders(source)
+    if source.is_dir() and not folders:
+        raise DatasetError(f"{source}: no class folders in it; expected DIR/<class>/*.jpg, or a CSV (path,label)")
+    found = _from_csv(source) if source.is_file() else {"train": _class_folders(source, folders, True)}
     images = [image for split in SPLITS for image in found.get(split, ())]
     if not images:
         raise DatasetError(f"{source}: no images in it; expected class folders with images, or a CSV (path,label)")

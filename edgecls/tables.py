@@ -130,7 +130,7 @@ def _export_details(result: ExportResult) -> Table:
     facts = _facts("")
     fp32 = result.precisions["fp32"]
     facts.add_row(
-        "FP32 = checkpoint",
+        "FP32",
         f"logits within {result.parity.max_logit_difference:.1g} on {result.parity.n_images} golden images"
         + (
             "" if fp32.agreement is None else f", the same answer on {percent(fp32.agreement)} of the validation images"

@@ -278,10 +278,11 @@ def test_a_damaged_or_edited_calibration_is_not_read(run: Run, tmp_path: Path) -
         with pytest.raises(ExportError, match="calibration"):
             Calibration.read(path)
     values = json.loads(run.path("calibration.json").read_text())
-    values["images"] = values["images"][1:]
-    path.write_text(json.dumps(values))
-    with pytest.raises(ExportError, match="do not fit its key"):
-        Calibration.read(path)
+    name = next(iter(values["ranges"]))
+    for changed in ({"images": values["images"][1:]}, {"means": {}}, {"ranges": {**values["ranges"], name: [0, 1e-6]}}):
+        path.write_text(json.dumps({**values, **changed}))
+        with pytest.raises(ExportError, match="do not fit its key"):
+            Calibration.read(path)
 
 
 def test_a_calibration_of_another_network_is_refused(run: Run, graph: onnx.ModelProto, tmp_path: Path) -> None:

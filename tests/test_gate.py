@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from edgecls.calibration.sample import SampleOptions
 from edgecls.cli import app
-from edgecls.errors import DatasetError, RunError
+from edgecls.errors import DatasetError, OptionError, RunError
 from edgecls.export import run as export_run
 from edgecls.export.gate import GateOptions
 from edgecls.export.run import ExportOptions, ExportResult, Progress, export
@@ -26,7 +26,7 @@ from edgecls.export.temperature import fit_temperature
 from edgecls.export.verify import verify
 from edgecls.manifest import Manifest
 from edgecls.metrics import softmax
-from edgecls.runs import Run, sha256_of
+from edgecls.runs import MODEL_FILES, Run, sha256_of
 from edgecls.runtime.classifier import Classifier
 from tests.conftest import draw, write_class_folders, write_image
 
@@ -58,7 +58,8 @@ def test_a_hostile_network_is_caught_and_repaired(run: Run) -> None:
     loud(run)
     lines: list[str] = []
     result = export(
-        ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=GateOptions(0, 0)), Progress(lines.append)
+        ExportOptions(str(run.folder), int8=True, sample=SAMPLE, method="mse", gate=GateOptions(0, 0)),
+        Progress(lines.append),
     )
     assert result.is_equalised
     assert any("trying equalised channels" in line for line in lines)
@@ -111,7 +112,7 @@ def test_validation_images_of_ones_own_are_judged_on(run: Run, tmp_path: Path) -
 
 NOTHING_TO_JUDGE_ON: list[Any] = [
     pytest.param(lambda folder: None, "no such folder or CSV", id="nothing there"),
-    pytest.param(lambda folder: folder.mkdir(), "neither class folders nor images", id="an empty folder"),
+    pytest.param(lambda folder: folder.mkdir(), "no class folders in it", id="an empty folder"),
     pytest.param(lambda folder: (folder / "checks").mkdir(parents=True), "no images in it", id="an empty class"),
     pytest.param(
         lambda folder: write_image(folder / "birds" / "1.png", draw("checks", 1)),
@@ -171,6 +172,41 @@ def test_a_full_disk_leaves_the_run_as_it_was(run: Run, failing: str, monkeypatc
     with pytest.raises(RunError, match="No space left on device"):
         export(ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=ANYTHING))
     assert contents(run) == before
+
+
+def test_what_is_no_longer_measured_goes_and_that_is_said(run: Run) -> None:
+    lines: list[str] = []
+    export(ExportOptions(str(run.folder)), Progress(lines.append))
+    assert lines[-1].startswith("removed model.fp16.onnx, model.int8.onnx, model.int8-cpu.onnx")
+    assert run.path("calibration.json").exists()  # keyed: used again where it fits
+
+
+def test_a_damaged_export_report_is_an_error_not_fp32(run: Run) -> None:
+    for text in ("", "{", "[]", '{"serves": "bogus"}', '{"serves": 7}'):
+        run.path("export.json").write_text(text)
+        with pytest.raises(RunError, match=r"export\.json: damaged.*--precision fp32"):
+            Classifier.open(run.folder)
+    with Classifier.open(run.folder, precision="int8", device="cpu") as classifier:
+        assert classifier.precision == "int8-cpu"
+
+
+def test_few_images_and_many_changed_answers_are_called_so(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    write_image(folder / "checks" / "1.png", draw("checks", 1))
+    result = export(ExportOptions(str(run.folder), fp16=True, validation=folder, gate=ANYTHING))
+    assert "1 validation images are few: one of them is 100.0 points" in result.notes
+    assert result.precisions["fp32"].temperature == 1
+    assert result.precisions["fp32"].ece_after is None
+
+
+def test_a_calibration_set_without_int8_is_a_contradiction(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="add --int8"):
+        ExportOptions(str(run.folder), sample=SampleOptions(source=tmp_path))
+
+
+def test_the_sizes_reported_are_those_on_the_disk(run: Run) -> None:
+    for precision, measured in json.loads(run.path("export.json").read_text())["precisions"].items():
+        assert measured["bytes"] == run.path(MODEL_FILES[precision]).stat().st_size
 
 
 def test_what_a_killed_export_left_is_cleared_away(run: Run) -> None:
@@ -310,3 +346,10 @@ def test_published_weights_are_exported_gated_and_predicted(
     with Classifier.open("run", precision="int8", device="cpu") as classifier:
         (prediction,) = classifier.predict([photos / "3" / "0.png"])
     assert prediction.label in labels
+
+
+def test_an_engine_of_a_file_is_not_of_another_precision(run: Run) -> None:
+    arguments = ["engine", str(run.path("model.int8.onnx")), "--precision", "fp16", "--compute-capability", "8.6"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "model.int8.onnx is int8; leave the flag out" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_an_output_folder_with_something_in_it_is_not_overwritten(in_empty_folde
     assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell's background job is started with it ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_training_keeps_its_best_epoch(in_empty_folder: Path, photos: Path) -> None:
     def stop(epoch: Epoch) -> None:
         if epoch.epoch == 2:

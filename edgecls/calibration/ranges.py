@@ -66,7 +66,13 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         values: dict[str, Any] = asdict(self)
-        write_json(path, {"key": self.key, "n_images": len(self.images), **values})
+        write_json(path, {"key": self.key, "sha256": self._sha256, "n_images": len(self.images), **values})
+
+    @property
+    def _sha256(self) -> str:
+        """Of what was measured, where the key is of what it was measured on: a range changed by hand must not pass."""
+        measured = [sorted(self.ranges.items()), sorted(self.means.items())]
+        return hashlib.sha256(json.dumps(measured).encode()).hexdigest()
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -77,7 +83,7 @@ class Calibration:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            key = values.pop("key")
+            written = values.pop("key"), values.pop("sha256")
             del values["n_images"]
             values["ranges"] = {name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()}
             values["means"] = {name: tuple(map(float, means)) for name, means in values["means"].items()}
@@ -89,7 +95,7 @@ class Calibration:
             raise ExportError(
                 f"{path}: not a calibration of edgecls export ({type(error).__name__}: {error})"
             ) from error
-        if calibration.key != key:
+        if (calibration.key, calibration._sha256) != written:
             raise ExportError(f"{path}: its contents do not fit its key; it was changed by hand")
         return calibration
 

@@ -7,6 +7,7 @@ edgecls exported. What the merged graph must answer comes from the original file
 from __future__ import annotations
 
 import ast
+import math
 import shutil
 import tempfile
 import time
@@ -68,6 +69,8 @@ class AdoptOptions:
         if (self.mean is None) != (self.std is None):
             raise OptionError("--mean and --std belong together; give both or neither")
         for flag, values in (("--mean", self.mean), ("--std", self.std)):
+            if values and not all(map(math.isfinite, values)):
+                raise OptionError(f"{flag} {' '.join(map(str, values))}: expected three numbers")
             if values and max(values) > 1:
                 scaled = " ".join(f"{value / 255:.4g}" for value in values)
                 raise OptionError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecls import metrics
-from edgecls.errors import ParityError
+from edgecls.errors import ParityError, RunError
 from edgecls.golden import TOLERANCE, Golden
 from edgecls.runtime.backend import Backend
 
@@ -28,7 +28,17 @@ class Parity:
 
 
 def compared(backend: Backend, golden: Golden) -> Parity:
-    """How far a file's answers to the golden images are from the checkpoint's."""
+    """How far a file's answers to the golden images are from the checkpoint's.
+
+    Raises:
+        RunError: the golden images or answers are not of a model of this size.
+    """
+    size_hw, n_classes = backend.manifest.preprocessing.size_hw, len(backend.manifest.labels)
+    if golden.images.shape[1:3] != size_hw or golden.logits.shape[1] != n_classes:
+        raise RunError(
+            f"the golden images are {golden.images.shape[1:3]} pixels of {golden.logits.shape[1]} classes and the "
+            f"model takes {size_hw} of {n_classes}: they are of another run; make the run again"
+        )
     logits = backend.infer(golden.images)
     return Parity(
         max_logit_difference=float(np.abs(logits - golden.logits).max()),

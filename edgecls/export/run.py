@@ -47,6 +47,7 @@ from edgecls.runs import (
     Run,
     atomic_path,
     find_run,
+    sha256_of,
     write_json,
 )
 from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
@@ -60,6 +61,9 @@ N_PROBE: Final = 32  # calibration images by which range methods and layers are 
 # Of the logits' variance. Networks whose top-1 INT8 leaves alone stay below; EfficientNet-B0, whose SiLU makes a few
 # values 300 times as large as the most, had 0.98 by mse and 0.005 by entropy, and lost 38 points of top-1 and none.
 _NOISY: Final = 0.02
+
+_FEW_TO_JUDGE: Final = 100  # validation images below which one alone is more than a point
+_MANY_CHANGED: Final = 0.1  # share of answers
 
 FOR_CPU: Final[tuple[Precision, ...]] = ("fp32", "int8-cpu")
 
@@ -92,6 +96,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.method not in (AUTO, *METHODS):
             raise OptionError(f"--method {self.method}: expected {AUTO} or one of {', '.join(METHODS)}")
+        if self.sample.source and not self.int8:
+            raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -174,7 +180,9 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         work = _Work(run, options, data, staged, progress)
         result = work.result(started)
         write_json(staged / EXPORT, result.to_json())
-        _commit(staged, run)
+        gone = _commit(staged, run)
+    if gone:
+        progress.on_step(f"removed {', '.join(gone)}: of an earlier export, and not measured beside the new files")
     run.record(replace(run.manifest, temperature=result.precisions["fp32"].temperature))
     if options.engine:
         file = run.path(MODEL_FILES[result.engine_from])
@@ -240,14 +248,16 @@ class _Work:
         self.calibration_set: CalibrationSet | None = None
         self.int8: Int8 | None = None
         self.kept_calibration = _kept_calibration(run, progress) if options.int8 else None
+        if options.int8:
+            self.calibration_set = self._choose_calibration_set()  # first: what is wrong with it is known in a second
         self.parity = self._write_fp32()
         self._answer("fp32")
         if "fp16" in options.precisions:
             progress.on_step("fp16: weights and maths in float16")
             fp16_from_onnx(self._file("fp32"), replace(self.manifest, precision="fp16"), self._file("fp16"))
             self._answer("fp16")
-        if options.int8:
-            self.int8 = self._write_int8()
+        if self.calibration_set:
+            self.int8 = self._write_int8(self.calibration_set)
 
     def _file(self, precision: Precision) -> Path:
         return self.staged / MODEL_FILES[precision]
@@ -259,6 +269,10 @@ class _Work:
         file = self._file("fp32")
         if "adopted" in self.manifest.training:
             self.progress.on_step(f"fp32: {file.name}, as it was adopted")
+            if sha256_of(self.run.path(file.name)) != self.run.manifest.files.get(file.name):
+                raise RunError(
+                    f"{self.run.path(file.name)} is not the file that was adopted (another sha256); adopt it again"
+                )
             shutil.copyfile(self.run.path(file.name), file)
         else:
             self.progress.on_step(f"fp32: {CHECKPOINT} -> {file.name}")
@@ -276,15 +290,20 @@ class _Work:
                 backend, validation, self.manifest.preprocessing, on_images=self.progress.on_images
             )
 
-    def _write_int8(self) -> Int8:
-        manifest, options = self.manifest, self.options
-        classes = ClassNames.of(manifest)
+    def _choose_calibration_set(self) -> CalibrationSet:
         chosen = choose_calibration_set(
-            options.sample, classes, manifest.preprocessing, self.data.training, self.data.held_out
+            self.options.sample,
+            ClassNames.of(self.manifest),
+            self.manifest.preprocessing,
+            self.data.training,
+            self.data.held_out,
         )
-        self.calibration_set = chosen
         for note in chosen.notes():
             self.progress.on_step(f"warning: {note}")
+        return chosen
+
+    def _write_int8(self, chosen: CalibrationSet) -> Int8:
+        manifest, options = self.manifest, self.options
         graph = onnx.load(self._file("fp32"))
         probe = _load(chosen, N_PROBE, manifest)
         calibration = self._best_calibration(graph, chosen, probe)
@@ -358,6 +377,7 @@ class _Work:
         for precision, measurement in measured.items():
             manifest = replace(self.manifest, precision=precision, temperature=measurement.temperature)
             _embed(manifest, self._file(precision))
+            measured[precision] = replace(measurement, bytes=self._file(precision).stat().st_size)
         return self._judged(measured, started)
 
     def _timed(self, backends: Mapping[Precision, OnnxRuntimeBackend]) -> dict[Precision, dict[int, float]]:
@@ -386,7 +406,7 @@ class _Work:
             return bare
         logits, reference = self.logits[precision], self.logits["fp32"].argmax(1)
         answered = logits.argmax(1)
-        fitted = fit_temperature(logits, self.truth)
+        fitted = fit_temperature(logits, self.truth) if len(self.truth) > 1 else None
         expected = self.data.checkpoint_answers if precision == "fp32" else reference
         return replace(
             bare,
@@ -394,13 +414,32 @@ class _Work:
             agreement=None if expected is None else metrics.accuracy(answered, expected),
             paired=None if precision == "fp32" else metrics.paired_difference(reference, answered, self.truth),
             classes=self._class_drops(reference, answered),
-            temperature=fitted.temperature,
-            ece_before=fitted.ece_before,
-            ece_after=fitted.ece_after,
+            temperature=fitted.temperature if fitted else 1.0,
+            ece_before=fitted.ece_before if fitted else None,
+            ece_after=fitted.ece_after if fitted else None,
         )
 
     def _given_back(self, precision: Precision) -> tuple[str, ...]:
         return self.int8.names_given_back(precision) if self.int8 and precision in ("int8", "int8-cpu") else ()
+
+    def _doubts(self, measured: Mapping[Precision, Measurement]) -> list[str]:
+        """Why the figures may say less than they seem to."""
+        n = len(self.truth)
+        if not n:
+            return []
+        lines = []
+        if n < _FEW_TO_JUDGE:
+            lines.append(f"{n} validation images are few: one of them is {100 / n:.1f} points")
+        without = len(self.manifest.labels) - len(set(self.truth.tolist()))
+        if without and n >= len(self.manifest.labels):
+            lines.append(f"{without} classes have no validation image: what they lose is not seen")
+        for precision, each in measured.items():
+            if each.paired and each.paired.changed > _MANY_CHANGED * n:
+                lines.append(
+                    f"{MODEL_FILES[precision]} changes {each.paired.changed / n:.0%} of the answers: equal top-1 "
+                    "may be luck; try --method entropy or a smaller --max-drop"
+                )
+        return lines
 
     def _class_drops(self, reference: metrics.Indices, answered: metrics.Indices) -> tuple[ClassDrop, ...]:
         labels = self.manifest.labels
@@ -451,6 +490,7 @@ class _Work:
             notes=(
                 *(self.calibration_set.notes() if self.calibration_set else ()),
                 *(self.int8.notes if self.int8 else ()),
+                *self._doubts(measured),
             ),
             seconds=time.perf_counter() - started,
         )
@@ -499,10 +539,14 @@ def _staging(run: Run) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _commit(staged: Path, run: Run) -> None:
-    """Let the new files take the old ones' place. What this export did not make came from another graph, and goes."""
-    for name in (*MODEL_FILES.values(), CALIBRATION):
-        if not (staged / name).exists():
-            run.path(name).unlink(missing_ok=True)
+def _commit(staged: Path, run: Run) -> list[str]:
+    """Let the new files take the old ones' place. Model files that this export did not make go; returns their names.
+
+    They may come from another model.onnx, and nothing was measured of them.
+    """
+    gone = [name for name in MODEL_FILES.values() if run.path(name).exists() and not (staged / name).exists()]
+    for name in gone:
+        run.path(name).unlink()
     for file in sorted(staged.iterdir()):
         os.replace(file, run.path(file.name))
+    return gone

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores, prefetch
 from edgecls.runs import EXPORT, LATEST, MANIFEST, MODEL_FILES, find_model
 from edgecls.runtime.backend import Backend, BackendOptions, Device, OnnxRuntimeBackend
+from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.stages import LOADING, StageTimes
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -272,17 +273,33 @@ def file_for_engine(path: Path, precision: AskedPrecision) -> Path:
 
     Raises:
         RunError: a run without that file.
+        OptionError: a file of another precision than the one asked for.
     """
     if not path.is_dir():
+        if precision != "auto" and path.is_file():
+            inside = manifest_of_onnx(path.read_bytes(), str(path)).precision
+            if inside != precision:
+                raise OptionError(f"--precision {precision}: {path} is {inside}; leave the flag out")
         return path
     chosen = _measured_best(path, "engine_from") if precision == "auto" else precision
     return _file_of(path, chosen)
 
 
 def _measured_best(run: Path, field: str) -> Precision:
-    """The precision that the run's export found best, or fp32 where nothing was measured."""
-    try:
-        best = json.loads((run / EXPORT).read_text(encoding="utf-8"))[field]
-    except (OSError, ValueError, KeyError):
+    """The precision that the run's export found best, or fp32 where nothing was measured.
+
+    Raises:
+        RunError: what was measured cannot be read; to take fp32 for it would hide that INT8 is lost.
+    """
+    path = run / EXPORT
+    if not path.exists():
         return "fp32"
-    return best if best in MODEL_FILES else "fp32"
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))[field]
+        MODEL_FILES[best]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}: damaged, so which precision is best is unknown; run edgecls export again, or name one: "
+            "--precision fp32"
+        ) from error
+    return cast(Precision, best)
