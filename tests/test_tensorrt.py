@@ -39,10 +39,8 @@ FAMILIES = [
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
     "regnet_y_400mf",
-    "densenet121",
     "googlenet",
     "timm/mobilenetv4_conv_small",
-    "timm/mobilevit_xxs",
 ]
 
 
