@@ -190,11 +190,15 @@ def test_a_damaged_export_report_is_an_error_not_fp32(run: Run) -> None:
         assert classifier.precision == "int8-cpu"
 
 
-def test_few_images_and_many_changed_answers_are_called_so(run: Run, tmp_path: Path) -> None:
+def test_few_images_and_many_changed_answers_are_called_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_run, "_MANY_CHANGED", -1.0)  # FP16 changes none: now none is many
     folder = tmp_path / "one"
     write_image(folder / "checks" / "1.png", draw("checks", 1))
     result = export(ExportOptions(str(run.folder), fp16=True, validation=folder, gate=ANYTHING))
     assert "1 validation images are few: one of them is 100.0 points" in result.notes
+    assert any("model.fp16.onnx changes 0% of the answers" in note for note in result.notes)
     assert result.precisions["fp32"].temperature == 1
     assert result.precisions["fp32"].ece_after is None
 

@@ -436,8 +436,8 @@ class _Work:
         for precision, each in measured.items():
             if each.paired and each.paired.changed > _MANY_CHANGED * n:
                 lines.append(
-                    f"{MODEL_FILES[precision]} changes {each.paired.changed / n:.0%} of the answers: equal top-1 "
-                    "may be luck; try --method entropy or a smaller --max-drop"
+                    f"{MODEL_FILES[precision]} changes {each.paired.changed / n:.0%} of the answers: "
+                    "equal top-1 may be luck"
                 )
         return lines
 

@@ -20,7 +20,7 @@ from edgecls.runs import EXPORT, LATEST, MODEL_FILES, Run, find_run, sha256_of
 from edgecls.runtime.backend import BackendOptions, Device, OnnxRuntimeBackend, devices
 
 # Shares of the largest golden logit, for a run whose export.json does not tell how far its files were off when they
-# were made: float16 keeps three digits; int8 networks that pass the gate were off by up to a tenth.
+# were made: float16 keeps three digits; EfficientNet-Lite0's INT8 was off by 4 %.
 _ALLOWED: Final[dict[Precision, float]] = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.25, "int8-cpu": 0.25}
 _LEAST_AGREEMENT: Final = 0.5  # whatever the export found: below, it is another model
 _MORE_THAN_AT_EXPORT: Final = 1.5  # another engine's kernels round otherwise, and INT8 turns that into whole steps
