@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[train,cpu,tensorrt-rtx,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,cpu,openvino,parquet,tensorrt-rtx,dev]"
 	touch $@
 
 demo: $(VENV)/installed

@@ -27,7 +27,8 @@ from edgecls.export.fp16 import half
 from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, quantized
 from edgecls.images import Pixels
 from edgecls.runs import SPLIT, find_run
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 
 
 def logits_of(graph: onnx.ModelProto, pixels: Pixels) -> NDArray[np.float32]:

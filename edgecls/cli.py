@@ -53,10 +53,35 @@ app = typer.Typer(
 )
 
 
+class TrainDevice(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    tensorrt = "tensorrt"
+    openvino = "openvino"
+
+
+class Combine(str, Enum):
+    probability = "probability"
+    logit = "logit"
+    vote = "vote"
+
+
+class Vote(str, Enum):
+    majority = "majority"
+    soft = "soft"
+    weighted = "weighted"
+
+
+class SortBy(str, Enum):
+    copy = "copy"
+    link = "link"
 
 
 class Precision(str, Enum):
@@ -88,6 +113,7 @@ class Interpolation(str, Enum):
 class RowFormat(str, Enum):
     csv = "csv"
     jsonl = "jsonl"
+    parquet = "parquet"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -147,7 +173,7 @@ def train(
     patience: Annotated[int, typer.Option(help="Epochs without a better validation accuracy before a phase stops; 0 never stops.")] = 10,
     val_fraction: Annotated[float, typer.Option(help="Share of each class that validates where the data has no val split.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split, the new weights, the order and the augmentation.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
+    device: Annotated[TrainDevice, typer.Option(help="Where to train.")] = TrainDevice.auto,
     out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -244,8 +270,8 @@ def engine(
     from edgecls import tables
     from edgecls.export.engine import EngineOptions, build_engine
     from edgecls.runs import ENGINES, find_model
-    from edgecls.runtime.classifier import file_for_engine
     from edgecls.runtime.engine_file import BatchProfile
+    from edgecls.runtime.selection import file_for_engine
 
     file = file_for_engine(find_model(model), precision.value)
     options = EngineOptions(
@@ -260,15 +286,26 @@ def engine(
 
 @app.command()
 def predict(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Image files and folders.")],
-    model: Annotated[str, typer.Option(help="A run folder or an ONNX file.")] = "latest",
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders, patterns, lists (.txt, .csv, - for standard input), videos, cameras (0, /dev/video0, a GStreamer pipeline).")],
+    model: Annotated[list[str], typer.Option(help="A run folder, an ONNX file or an engine; several vote.")] = ["latest"],  # noqa: B006
     precision: Annotated[Precision, typer.Option(help="auto: what export measured as best.")] = Precision.auto,
-    device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,
-    batch_size: Annotated[int, typer.Option(help="Images an inference.")] = 16,
+    device: Annotated[Device, typer.Option(help="auto: the fastest here; cpu and cuda are ONNX Runtime.")] = Device.auto,
+    batch_size: Annotated[MaybeInt, typer.Option(help="Images an inference, views counted.", show_default="8 on a CPU, 32 on a GPU")] = None,
     top_k: Annotated[int, typer.Option(help="Answers a row.")] = 1,
+    tta: Annotated[Optional[str], typer.Option(help="Views an image, with commas: flip, flips, five-crop, ten-crop, shifts, scales, rotate, blur.", show_default="none")] = None,
+    tta_combine: Annotated[Combine, typer.Option(help="Mean probability, mean logit or vote of the views.")] = Combine.probability,
+    vote: Annotated[Vote, typer.Option(help="Of several models; weighted: by validation accuracy, soft: mean probability.")] = Vote.majority,
+    tie_break: Annotated[str, typer.Option(help="probability, or the model whose word counts on a tie.")] = "probability",
+    min_confidence: Annotated[float, typer.Option(help="Below this probability no label is given.")] = 0.0,
     labels: Annotated[Optional[Path], typer.Option(help="CSV (path,label) with the true labels.", show_default="class folders tell")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="File for the rows; - is standard output.", show_default="predictions.csv or .jsonl")] = None,
+    frame_step: Annotated[int, typer.Option(help="Of a video every how many-th frame.")] = 1,
+    max_frames: Annotated[MaybeInt, typer.Option(help="Of a video or camera, at most.", show_default="all")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="File for the rows; - is standard output.", show_default="predictions.csv, .jsonl or .parquet")] = None,
     row_format: Annotated[RowFormat, typer.Option("--format", help="Of the rows.")] = RowFormat.csv,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that a killed run left.")] = False,
+    submission: Annotated[Optional[Path], typer.Option(help="CSV file for file name and label.", show_default="none")] = None,
+    sort_into: Annotated[Optional[Path], typer.Option(help="Folder that gets the images in a folder a label.", show_default="none")] = None,
+    sort_by: Annotated[SortBy, typer.Option(help="Copies or symbolic links.")] = SortBy.copy,
     report: Annotated[Optional[Path], typer.Option(help="JSON file for accuracy and latency.", show_default="none")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     as_json: AsJson = False,
@@ -281,18 +318,34 @@ def predict(
         raise OptionError("--json and --out - both want standard output; write the rows to a file")
     console = _console(data_on_stdout=as_json or to_stdout)
     from edgecls import tables
-    from edgecls.runtime.predict import PredictOptions
-    from edgecls.runtime.predict import predict as predict_sources
+    from edgecls.runtime import predict as library
+    from edgecls.runtime.classifier import ClassifierOptions
+    from edgecls.runtime.ensemble import VoteOptions
+    from edgecls.runtime.outputs import OutputOptions
+    from edgecls.runtime.rows import RowsOptions
+    from edgecls.runtime.sources import SourceOptions
+    from edgecls.runtime.views import TtaOptions
 
-    options = PredictOptions(
-        tuple(sources), model, precision.value, device.value, batch_size, top_k, labels,
-        None if to_stdout else out or Path(f"predictions.{row_format.value}"), row_format.value, report, strict,
-    )  # fmt: skip
+    rows = None if to_stdout else out or Path(f"predictions.{row_format.value}")
+    options = library.PredictOptions(
+        tuple(sources),
+        tuple(model),
+        ClassifierOptions(precision.value, device.value, batch_size, tta=TtaOptions.parse(tta, tta_combine.value)),
+        VoteOptions(vote.value, tie_break),
+        SourceOptions(labels, frame_step, max_frames),
+        RowsOptions(rows, row_format.value, resume),
+        OutputOptions(submission, sort_into, sort_by.value),
+        top_k,
+        min_confidence,
+        report,
+        strict,
+    )
     with tables.progress_bar(_console(data_on_stdout=True), "images") as bar:
-        result = predict_sources(
+        result = library.predict(
             options,
             on_start=lambda n: bar.update(bar.task_ids[0], total=n),
             on_image=lambda: bar.advance(bar.task_ids[0]),
+            on_note=lambda line: bar.console.print(line, style="dim"),
         )
     if as_json:
         _print_json(result.to_json())

@@ -17,7 +17,9 @@ from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
 from edgecls.export.run import ExportOptions, ExportResult, Progress, export
 from edgecls.runs import Run
+from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
+from edgecls.runtime.rows import RowsOptions
 from edgecls.train.run import TrainOptions, TrainResult, train
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
@@ -64,7 +66,14 @@ def demo(folder: Path, console: Console) -> DemoResult:
     console.print(
         f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"
     )
-    predicted = predict(PredictOptions((digits / "test",), str(run), precision="int8", out=folder / "predictions.csv"))
+    predicted = predict(
+        PredictOptions(
+            (digits / "test",),
+            (str(run),),
+            ClassifierOptions(precision="int8"),
+            rows=RowsOptions(folder / "predictions.csv"),
+        )
+    )
     console.print(*tables.predicted(predicted), sep="\n")
     return DemoResult(trained, exported, predicted)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -36,10 +36,18 @@ _JPEG_FLAGS: Final = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
 
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key with numbers by value (`img2` before `img10`) and case last, the same on every system."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
+def natural_key(name: str) -> tuple[str, str]:
+    """Sort key with numbers by value (`img2` before `img10`) and case last, the same on every system.
+
+    A number becomes its length and its digits behind a character that sorts before all text: 100,000 names need
+    10 MB of keys so, where lists of parts took 60.
+    """
+    return re.sub(r"\d+", _number_key, name.casefold()), name
+
+
+def _number_key(digits: re.Match[str]) -> str:
+    value = str(int(digits.group()))
+    return f"\0{chr(len(value))}{value}"
 
 
 def find_images(folder: Path) -> Iterator[Path]:
@@ -49,48 +57,56 @@ def find_images(folder: Path) -> Iterator[Path]:
     that is named like an image is yielded too, and not walked: it must show up as an error, not vanish.
     Symbolic links are followed; a folder met a second time (a link to above) is not walked again.
     """
-    yield from (path for path in _walk(folder, set()) if has_image_suffix(path.name))
+    return (Path(inside, name) for inside, names in walk(folder) for name in names if has_image_suffix(name))
 
 
 def find_others(folder: Path) -> Iterator[Path]:
     """Yield the visible files below a folder that `find_images` passes over, in the same order."""
-    yield from (path for path in _walk(folder, set()) if not has_image_suffix(path.name))
+    return (Path(inside, name) for inside, names in walk(folder) for name in names if not has_image_suffix(name))
 
 
-def _walk(folder: Path, walked: set[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from `folder` down with the names of its visible files, in the order of `find_images`."""
+    yield from _walk(str(folder), set())
+
+
+def _walk(folder: str, walked: set[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
+    status = os.stat(folder)
     if (status.st_dev, status.st_ino) in walked:
         return
     walked.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
-    for entry in visible:
-        if has_image_suffix(entry.name) or not entry.is_dir():
-            yield Path(entry.path)
-    for entry in visible:
-        if entry.is_dir() and not has_image_suffix(entry.name):
-            yield from _walk(Path(entry.path), walked)
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:  # names are kept, entries are not: they hold the whole path each
+        for entry in entries:
+            if not entry.name.startswith("."):
+                is_walked = not has_image_suffix(entry.name) and entry.is_dir()
+                (folders if is_walked else files).append(entry.name)
+    yield folder, sorted(files, key=natural_key)
+    for name in sorted(folders, key=natural_key):
+        yield from _walk(os.path.join(folder, name), walked)
 
 
 def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def read(path: Path) -> bytes:
+def read(path: str | Path) -> bytes:
     """The bytes of one file.
 
     Raises:
         ImageError: missing, a folder, or not permitted.
     """
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except IsADirectoryError as error:
         raise ImageError("it is a folder, not a file", str(path)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}", str(path)) from error
 
 
-def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
+def decode(data: bytes, *targets: Preprocessing) -> Pixels:
     """Decode a whole file to upright RGB.
 
     EXIF orientation is applied; grey and palette become RGB; 16 bits are scaled to 8; CMYK is converted;
@@ -98,7 +114,8 @@ def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
 
     Args:
         data: the bytes of a JPEG, PNG, WebP, BMP or TIFF file (the first frame or page of it).
-        target: where given, a JPEG may be decoded at reduced scale, twice what it asks for or more.
+        targets: where given, a JPEG may be decoded at reduced scale, twice what each of them asks for or more.
+            They must have one background.
 
     Returns:
         (h, w, 3) uint8, RGB.
@@ -111,7 +128,7 @@ def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
         raise ImageError(f"too large: {header.width} x {header.height} pixels, at most {MAX_PIXELS:,} are read")
     flags = _JPEG_FLAGS
     if header.format == "JPEG":
-        flags = _reduced(header, target)
+        flags = _reduced(header, targets)
     elif not header.is_cmyk:
         flags = cv2.IMREAD_UNCHANGED  # keeps alpha and 16 bits, which are handled below
     try:
@@ -123,16 +140,18 @@ def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
     if flags == cv2.IMREAD_UNCHANGED:
         # libtiff hands out 8-bit colours multiplied by their alpha already
         premultiplied = header.format == "TIFF" and image.dtype == np.uint8
-        image = _rgb_from_unchanged(image, (target or Preprocessing()).background, premultiplied=premultiplied)
+        background = (targets[0] if targets else Preprocessing()).background
+        image = _rgb_from_unchanged(image, background, premultiplied=premultiplied)
     pixels = cast(Pixels, image)
     return pixels if header.format == "TIFF" else _upright(pixels, header.orientation)  # OpenCV turns TIFF itself
 
 
-def _reduced(header: ImageHeader, target: Preprocessing | None) -> int:
-    if target is None:
+def _reduced(header: ImageHeader, targets: Sequence[Preprocessing]) -> int:
+    if not targets:
         return _JPEG_FLAGS
     height, width = (header.width, header.height) if header.is_transposed else (header.height, header.width)
-    resized_h, resized_w = resized_hw(height, width, target)
+    sizes = [resized_hw(height, width, target) for target in targets]
+    resized_h, resized_w = max(h for h, _ in sizes), max(w for _, w in sizes)
     for factor, reduced_color in _REDUCTIONS:
         if height // factor >= 2 * resized_h and width // factor >= 2 * resized_w:
             return (reduced_color & ~cv2.IMREAD_COLOR_BGR) | _JPEG_FLAGS
@@ -174,11 +193,13 @@ def resized_hw(height: int, width: int, preprocessing: Preprocessing) -> tuple[i
     return max(covered_h, height * covered_w // width), covered_w
 
 
-def resize_and_crop(image: Pixels, preprocessing: Preprocessing) -> Pixels:
-    """Resize and centre-crop a picture to the model's input.
+def resize_and_crop(image: Pixels, preprocessing: Preprocessing, position: tuple[float, float] = (0.5, 0.5)) -> Pixels:
+    """Resize and crop a picture to the model's input.
 
     Args:
         image: (h, w, 3) uint8, RGB.
+        position: of the crop in the resized picture, down and across: 0 is the top or left edge, 1 the other one. The
+            centre is what every model is measured with; others are views for test-time augmentation.
 
     Returns:
         (*size_hw, 3) uint8, RGB, contiguous.
@@ -194,7 +215,7 @@ def resize_and_crop(image: Pixels, preprocessing: Preprocessing) -> Pixels:
         interpolation = _interpolation(height / new_h, width / new_w, preprocessing)
         image = cast(Pixels, cv2.resize(image, (new_w, new_h), interpolation=interpolation))
     crop_h, crop_w = preprocessing.size_hw
-    top, left = round((new_h - crop_h) / 2), round((new_w - crop_w) / 2)
+    top, left = round((new_h - crop_h) * position[0]), round((new_w - crop_w) * position[1])
     return np.ascontiguousarray(image[top : top + crop_h, left : left + crop_w])
 
 

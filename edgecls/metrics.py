@@ -99,11 +99,16 @@ def paired_difference(reference: Indices, other: Indices, truth: Indices, seed: 
         fixed,
         (broken - fixed) / n,
         (float(low), float(high)),
-        _mcnemar(broken, fixed),
+        mcnemar_p_value(broken, fixed),
     )
 
 
-def _mcnemar(broken: int, fixed: int) -> float:
+def mcnemar_p_value(broken: int, fixed: int) -> float:
+    """Exact two-sided McNemar test that two models are equally accurate (Q. McNemar, 1947; binomial).
+
+    Args:
+        broken, fixed: images that only the first, and only the second, got right.
+    """
     trials, fewer = broken + fixed, min(broken, fixed)
     tail = sum(math.comb(trials, k) for k in range(fewer + 1))
     return min(1.0, 2 * (tail / (1 << trials)))

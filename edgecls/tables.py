@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
     from edgecls.export.verify import VerifyResult
     from edgecls.metrics import PairedDifference
     from edgecls.runtime.predict import PredictReport
+    from edgecls.runtime.tally import EnsembleReport, TtaReport
     from edgecls.train.loop import Epoch
     from edgecls.train.pretrained import PretrainedResult
     from edgecls.train.run import TrainResult
@@ -225,11 +226,19 @@ def built(result: EngineResult) -> Table:
     return facts
 
 
-def predicted(report: PredictReport) -> tuple[Table, Table]:
-    """Facts, and the time of every stage."""
+def predicted(report: PredictReport) -> list[Table | str]:
+    """Facts and the time of every stage; what the views and the members did, where there are several."""
+    return [_prediction_facts(report), _stages(report), *_views(report.tta), *_members(report.ensemble)]
+
+
+def _prediction_facts(report: PredictReport) -> Table:
     facts = _facts("Prediction")
     errors = f", {report.errors:,} could not be read (status = error)" if report.errors else ""
     facts.add_row("images", f"{report.images:,}{errors}")
+    if report.abstained:
+        facts.add_row("abstained", f"{report.abstained:,} below --min-confidence")
+    if report.resumed:
+        facts.add_row("resumed", f"{report.resumed:,} rows were there already")
     if report.skipped:
         facts.add_row("skipped", f"{report.skipped:,} files that are not named like an image")
     if report.accuracy is not None:
@@ -237,9 +246,14 @@ def predicted(report: PredictReport) -> tuple[Table, Table]:
             "accuracy", f"{with_interval(report.accuracy, report.labelled)} of {report.labelled:,} with a known label"
         )
     facts.add_row("speed", f"{report.images_per_second:,.1f} img/s, {report.seconds:.2f} s in all")
-    facts.add_row("model", f"{report.model}, {report.precision}, {report.backend}, batch {report.batch_size}")
+    views = f", {report.n_views} views" if report.n_views > 1 else ""
+    facts.add_row("model", f"{report.model}, {report.precision}, {report.backend}, batch {report.batch_size}{views}")
     facts.add_row("peak memory", f"{report.peak_memory_mb:,.0f} MB")
     facts.add_row("rows", "standard output" if report.out == "-" else report.out)
+    return facts
+
+
+def _stages(report: PredictReport) -> Table:
     stages = Table(title="Milliseconds an image", title_justify="left", caption_justify="left")
     stages.add_column("stage")
     for name in ("p50", "p90", "p99", "share"):
@@ -254,7 +268,63 @@ def predicted(report: PredictReport) -> tuple[Table, Table]:
         )
     if report.bottleneck:
         stages.caption = f"bottleneck: {report.bottleneck}"
-    return facts, stages
+    return stages
+
+
+def _views(tta: TtaReport | None) -> Iterator[Table | str]:
+    if tta is None:
+        return
+    table = Table(title=f"Views, {tta.n:,} images with a known label", title_justify="left", box=box.SIMPLE)
+    table.add_column("view")
+    for name in ("top-1", "points gained", "fixed", "broken", "ms more"):
+        table.add_column(name, justify="right")
+    for view in (*tta.views, tta.all):
+        is_plain = view is tta.views[0]
+        if view is tta.all:
+            table.add_section()
+        compared = [f"{100 * view.gained:+.2f}", f"{view.fixed:,}", f"{view.broken:,}", f"{view.added_ms:.2f}"]
+        table.add_row(view.name, percent(view.accuracy), *(["-"] * 4 if is_plain else compared))
+    yield table
+    yield f"test-time augmentation is {tta.verdict}"
+
+
+def _members(ensemble: EnsembleReport | None) -> Iterator[Table | str]:
+    if ensemble is None:
+        return
+    how = f"vote: {ensemble.vote}" + ("" if ensemble.vote == "soft" else f", ties to {ensemble.tie_break}")
+    known = f", {ensemble.n:,} images with a known label" if ensemble.n else ""
+    table = Table(title=f"Ensemble, {how}{known}", title_justify="left", box=box.SIMPLE)
+    table.add_column("member", overflow="fold")
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", "ms", "top-1", "only it right", "only it wrong"):
+        table.add_column(name, justify="right")
+    for member in ensemble.members:
+        parameters = f"{member.parameters / 1e6:.2f} M" if member.parameters else "-"
+        judged = [_percent(member.accuracy) or "-", f"{member.only_right:,}", f"{member.only_wrong:,}"]
+        model = f"{member.model}, {member.precision}"
+        table.add_row(member.name, model, parameters, f"{member.infer_ms:.2f}", *(judged if ensemble.n else "---"))
+    table.add_section()
+    n_parameters = [member.parameters for member in ensemble.members]
+    whole = "-" if None in n_parameters else f"{sum(n or 0 for n in n_parameters) / 1e6:.2f} M"
+    table.add_row("all", "", whole, f"{ensemble.infer_ms:.2f}", _percent(ensemble.accuracy) or "-", "", "")
+    yield table
+    if ensemble.subsets:
+        yield _subsets(ensemble)
+
+
+def _subsets(ensemble: EnsembleReport) -> Table:
+    table = Table(title="Members that are worth their time", title_justify="left", box=box.SIMPLE)
+    table.caption, table.caption_justify = (
+        "subsets on the accuracy-latency front: nothing is both better and faster",
+        "left",
+    )
+    table.add_column("voting", overflow="fold")
+    table.add_column("ms", justify="right")
+    table.add_column("top-1", justify="right")
+    for subset in ensemble.subsets:
+        if subset.is_on_front:
+            table.add_row(" + ".join(subset.members), f"{subset.infer_ms:.2f}", percent(subset.accuracy))
+    return table
 
 
 def _facts(title: str) -> Table:

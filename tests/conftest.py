@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,3 +84,45 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+def write_linear_model(
+    path: Path, labels: str = "abc", size: int = 8, seed: int = 0, scale: float = 4.0, **manifest: Any
+) -> Path:
+    """A model of random weights on every pixel, so that each view of a picture has logits of its own.
+
+    `manifest`: fields of `Manifest` besides labels, preprocessing (of `size`) and model.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edgecls.export.graph import embed_manifest
+    from edgecls.manifest import Manifest, Preprocessing
+
+    # seeded by label, so that two models with their labels in another order have the same weights for each
+    columns = [np.random.default_rng([seed, ord(label)]).normal(0, scale / size, size * size * 3) for label in labels]
+    weights = numpy_helper.from_array((np.stack(columns, axis=1) / 128).astype(np.float32), "weights")
+    middle = numpy_helper.from_array(np.float32(128), "middle")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["pixels", "middle"], ["centred"]),
+        helper.make_node("Flatten", ["centred"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(labels)])
+    graph = helper.make_graph(nodes, "linear", [images], [logits], [weights, middle])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    known = {"preprocessing": Preprocessing(size_hw=(size, size)), "model": "linear", **manifest}
+    embed_manifest(model, Manifest(tuple(labels), **known))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured once a machine is measured for these tests, and forgotten with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -21,8 +21,9 @@ from edgecls.export.run import ExportOptions, export
 from edgecls.golden import Golden
 from edgecls.manifest import METADATA_KEY, Manifest
 from edgecls.runs import Run, sha256_of
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.train.checkpoint import load_checkpoint
 
 FILES = {

@@ -20,7 +20,8 @@ from edgecls.export.int8 import FLAVOURS, Flavour, layers, quantized
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import Run
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from tests.conftest import draw
 
 SIZE = 16

@@ -55,7 +55,7 @@ def test_train_without_torch_names_the_extra(tmp_path: Path) -> None:
 
 
 def test_predict_without_onnxruntime_names_the_extra(exported_run: Path, photos: Path, tmp_path: Path) -> None:
-    arguments = ["predict", str(photos), "--model", str(exported_run)]
+    arguments = ["predict", str(photos), "--model", str(exported_run), "--device", "cpu"]
     result = python(
         f"import sys; sys.modules['onnxruntime'] = None\nfrom edgecls.cli import app; app({arguments!r})", tmp_path
     )

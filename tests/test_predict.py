@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,26 @@ from edgecls.export.graph import embed_manifest
 from edgecls.metrics import softmax
 from edgecls.prefetch import prefetch
 from edgecls.runs import Run
-from edgecls.runtime.classifier import Classifier, Prediction
+from edgecls.runtime.classifier import Classifier, ClassifierOptions
+from edgecls.runtime.outputs import OutputOptions
 from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.prediction import Prediction
+from edgecls.runtime.rows import RowsOptions
+from edgecls.runtime.sources import SourceOptions
 from edgecls.runtime.stages import StageTimes, peak_memory_mb
 
 from .conftest import draw, rows_of, write_image
 from .test_images import png_bomb
 
 
-def options(model: Path, *sources: Path, **changes: Any) -> PredictOptions:
-    return PredictOptions(tuple(sources), str(model), device="cpu", **{"out": Path("rows.csv"), **changes})
+def options(model: Path, *sources: str | Path, **changes: Any) -> PredictOptions:
+    """Options with every field of their parts by its own name; device and `out` have defaults here."""
+    given: dict[str, Any] = {"device": "cpu", "out": Path("rows.csv"), **changes}
+    parts = {"classifier": ClassifierOptions, "source": SourceOptions, "rows": RowsOptions, "outputs": OutputOptions}
+    made = {}
+    for name, kind in parts.items():
+        made[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+    return PredictOptions(sources, (str(model),), **made, **given)
 
 
 def test_a_folder_gives_one_row_per_image_in_natural_order(
@@ -237,14 +247,14 @@ def test_the_peak_memory_is_this_processs_and_not_its_parents() -> None:
 @pytest.mark.parametrize(
     ("loading", "inferring", "expected"),
     [(6.0, 1.0, "decode"), (1.0, 6.0, "infer"), (4.0, 3.0, "infer")],
-    ids=["decoding is slow", "inference is slow", "two threads decode faster than one infers"],
+    ids=["decoding is slow", "inference is slow", "two workers decode faster than one lane infers"],
 )
 def test_the_slower_lane_holds_the_bottleneck(loading: float, inferring: float, expected: str) -> None:
     times = StageTimes()
     times.add("read", 0.1)
     times.add("decode", loading)
     times.add("infer", inferring)
-    assert times.bottleneck(n_threads=2) == expected
+    assert times.bottleneck(n_workers=2, n_lanes=1) == expected
 
 
 def test_memory_is_bounded_however_many_files_there_are(
@@ -268,7 +278,7 @@ def test_memory_is_bounded_however_many_files_there_are(
         for taken, _ in enumerate(classifier.predict(path for _ in range(200)), start=1):
             most_ahead = max(most_ahead, started - taken)
     assert started == 200
-    assert most_ahead <= 4 + 4 + 2 * 2  # the batch that was answered, and those ahead
+    assert most_ahead <= (1 + 2 * 2) * 4  # the batch that was answered, and two for each of the two workers
 
 
 def test_prefetch_keeps_order_draws_lazily_and_passes_errors_on() -> None:

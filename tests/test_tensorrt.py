@@ -20,8 +20,9 @@ from edgecls.export.fp16 import fp16_from_onnx
 from edgecls.export.int8 import QUANTIZED_OPS, write_int8
 from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.manifest import Manifest
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.engine_file import BatchProfile
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.train.models import BuildOptions, build
 from tests.conftest import draw, write_image
 

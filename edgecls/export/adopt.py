@@ -27,7 +27,8 @@ from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Interpolation, Manifest, Preprocessing, Resize
 from edgecls.runs import MODEL_FILES, Run, create_run_folder, point_latest_at, sha256_of
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 
 _KNOWN_SCALES: Final = """Ask the model's documentation; usual are:
   torchvision, most of timm     --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225

@@ -16,7 +16,8 @@ from edgecls.errors import OptionError
 from edgecls.export.equalise import equalised
 from edgecls.export.int8 import FLAVOURS, Flavour, layers, quantized
 from edgecls.images import Pixels
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 
 # Equalisation is kept if it takes at least a tenth of the error: less is noise of a few dozen images.
 _WORTH_IT: Final = 0.9

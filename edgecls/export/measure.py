@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ from edgecls.manifest import Precision, Preprocessing
 from edgecls.metrics import PairedDifference
 from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runtime.backend import Backend
-from edgecls.runtime.classifier import BATCH_SIZE
 
 Logits = NDArray[np.float32]
+
+BATCH_SIZE: Final = 16  # images an inference where files are compared
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from edgecls.export.fp16 import fp16_from_onnx
 from edgecls.export.gate import GateOptions, Int8, meet_gate, noise
 from edgecls.export.graph import embed_manifest
 from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
-from edgecls.export.measure import ClassDrop, Logits, Measurement, answers, speeds
+from edgecls.export.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, speeds
 from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.export.parity import Parity, check_parity, compared
 from edgecls.export.temperature import fit_temperature
@@ -50,8 +50,8 @@ from edgecls.runs import (
     sha256_of,
     write_json,
 )
-from edgecls.runtime.backend import BackendOptions, OnnxRuntimeBackend
-from edgecls.runtime.classifier import BATCH_SIZE
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.train.checkpoint import load_checkpoint
 
 AUTO: Final = "auto"

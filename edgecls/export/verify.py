@@ -17,7 +17,8 @@ from edgecls.export.parity import compared
 from edgecls.golden import TOLERANCE, Golden
 from edgecls.manifest import Precision
 from edgecls.runs import EXPORT, LATEST, MODEL_FILES, Run, find_run, sha256_of
-from edgecls.runtime.backend import BackendOptions, Device, OnnxRuntimeBackend, devices
+from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.selection import Candidate, can_run
 
 # Shares of the largest golden logit, for a run whose export.json does not tell how far its files were off when they
 # were made: float16 keeps three digits; EfficientNet-Lite0's INT8 was off by 4 %.
@@ -98,15 +99,15 @@ def verify(name: str = LATEST) -> VerifyResult:
 
 def _checks(run: Run, precision: Precision, file: Path, golden: Golden) -> Iterator[Check]:
     allowed, agreed = _expected(run, precision, float(np.abs(golden.logits).max()))
-    for device in devices():
+    for candidate in can_run(file, precision):
         try:
-            yield _check(run, file, device, golden, allowed, agreed)
+            yield _check(run, candidate, golden, allowed, agreed)
         except EdgeclsError as error:
-            yield Check(file.name, f"onnxruntime-{device}", math.nan, allowed, math.nan, str(error))
+            yield Check(candidate.file.name, candidate.device, math.nan, allowed, math.nan, str(error))
 
 
-def _check(run: Run, file: Path, device: Device, golden: Golden, allowed: float, agreed: float) -> Check:
-    with OnnxRuntimeBackend(file, BackendOptions(device)) as backend:
+def _check(run: Run, candidate: Candidate, golden: Golden, allowed: float, agreed: float) -> Check:
+    with candidate.open(BackendOptions()) as backend:
         inside, outside = backend.manifest, run.manifest
         if (inside.labels, inside.preprocessing) != (outside.labels, outside.preprocessing):
             raise RunError("its labels or preprocessing are not those of the run; export the run again")
@@ -116,7 +117,9 @@ def _check(run: Run, file: Path, device: Device, golden: Golden, allowed: float,
         reasons.append(f"logits are off by {parity.max_logit_difference:.2g}, {allowed:.2g} are allowed")
     if parity.agreement < agreed:
         reasons.append(f"top-1 agrees on {parity.agreement:.0%}, expected {agreed:.0%} or more")
-    return Check(file.name, backend.name, parity.max_logit_difference, allowed, parity.agreement, "; ".join(reasons))
+    return Check(
+        candidate.file.name, backend.name, parity.max_logit_difference, allowed, parity.agreement, "; ".join(reasons)
+    )
 
 
 def _expected(run: Run, precision: Precision, largest: float) -> tuple[float, float]:

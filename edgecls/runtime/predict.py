@@ -1,64 +1,86 @@
-"""A model and a folder to rows and a report."""
+"""Models and sources to rows and a report."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from edgecls.datasets import ClassNames
 from edgecls.errors import ImageError, OptionError
 from edgecls.manifest import Precision
-from edgecls.runs import LATEST, write_json
-from edgecls.runtime.backend import Device
-from edgecls.runtime.classifier import BATCH_SIZE, AskedPrecision, Classifier
-from edgecls.runtime.rows import Format, open_rows
-from edgecls.runtime.sources import Source, count_skipped, find_sources
+from edgecls.runs import LATEST, sha256_of, write_json
+from edgecls.runtime.classifier import Classifier, ClassifierOptions
+from edgecls.runtime.ensemble import Ensemble, VoteOptions
+from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
+from edgecls.runtime.pipeline import Answered, Frame, Picture
+from edgecls.runtime.prediction import Prediction
+from edgecls.runtime.rows import RowsOptions, open_rows
+from edgecls.runtime.sources import Source, SourceOptions, Sources, find_sources
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
+from edgecls.runtime.tally import EnsembleReport, EnsembleTally, MemberReport, TtaReport, ViewTally
+
+_FLUSHED: Final = 16  # rows after which what was written is safe from a kill
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """Attributes:
-    sources: image files and folders.
-    model: a run folder, `latest`, or an ONNX file.
-    precision, device, batch_size: as `Classifier.open` takes them.
+    sources: as `find_sources` takes them.
+    models: run folders, `latest`, ONNX files or engines; several vote.
+    classifier: how each of them is opened.
+    vote: how several become one answer.
+    source: labels, and frames of videos.
+    rows: where the rows go.
+    outputs: what else is written.
     top_k: answers a row.
-    labels: CSV with path and label; without it class folders tell.
-    out: file for the rows; None is standard output.
-    format: of the rows.
+    min_confidence: probability below which an image gets no label, 0 to 1.
     report: JSON file for the report.
     strict: stop at the first image that cannot be read.
     """
 
-    sources: tuple[Path, ...]
-    model: str = LATEST
-    precision: AskedPrecision = "auto"
-    device: Device = "auto"
-    batch_size: int = BATCH_SIZE
+    sources: tuple[str | Path, ...]
+    models: tuple[str, ...] = (LATEST,)
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
+    vote: VoteOptions = field(default_factory=VoteOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    rows: RowsOptions = field(default_factory=RowsOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
     top_k: int = 1
-    labels: Path | None = None
-    out: Path | None = None
-    format: Format = "csv"
+    min_confidence: float = 0.0
     report: Path | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise OptionError("nothing to predict: name image files or folders")
+        if not self.models:
+            raise OptionError("no model: name a run folder or a model file")
         if self.top_k < 1:
             raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
-        written = [(file.resolve(), flag) for file, flag in ((self.out, "--out"), (self.report, "--report")) if file]
+        if not 0 <= self.min_confidence <= 1:
+            raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
+        written = [(file.resolve(), flag) for file, flag in self.written]
+        labels = self.source.labels
         for file, flag in written:
             if file.exists() and not file.is_file():
                 raise OptionError(f"{flag} {file} is a folder or a device; expected a file name")
-            if self.labels and file == self.labels.resolve():
-                raise OptionError(f"{flag} would overwrite --labels {self.labels}; name another file")
+            if labels and file == labels.resolve():
+                raise OptionError(f"{flag} would overwrite --labels {labels}; name another file")
         if len({file for file, _ in written}) < len(written):
-            raise OptionError("--out and --report name the same file; name two")
+            raise OptionError(f"{' and '.join(flag for _, flag in written)} name the same file; name different ones")
+
+    @property
+    def written(self) -> list[tuple[Path, str]]:
+        """The files that are written, with their flags."""
+        named = ((self.rows.out, "--out"), (self.report, "--report"), (self.outputs.submission, "--submission"))
+        return [(file, flag) for file, flag in named if file]
 
 
 @dataclass(frozen=True)
@@ -68,16 +90,23 @@ class PredictReport:
     Attributes:
         images: inputs, which is the number of rows.
         errors: inputs that could not be read.
+        abstained: inputs whose probability is below `min_confidence`.
         skipped: files in the folders that are not named like an image; they are no inputs.
+        resumed: of the rows, those of the run that was gone on with; what follows but `accuracy` is without them.
         labelled: answered inputs whose label is known; `accuracy` is over these, None without any.
         seconds: from the first read to the last row; opening the model is not in it.
         stages: milliseconds an image by stage.
         peak_memory_mb: of the whole process.
+        backend, precision, model: of an ensemble those of its members, with a comma between.
+        tta: views against the plain one; None without them or without known labels.
+        ensemble: None for one model.
     """
 
     images: int
     errors: int
+    abstained: int
     skipped: int
+    resumed: int
     labelled: int
     accuracy: float | None
     seconds: float
@@ -86,10 +115,13 @@ class PredictReport:
     bottleneck: Stage | None
     peak_memory_mb: float
     backend: str
-    precision: Precision
+    precision: Precision | str
     batch_size: int
+    n_views: int
     model: str
     out: str
+    tta: TtaReport | None = None
+    ensemble: EnsembleReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,65 +130,225 @@ class PredictReport:
 def predict(
     options: PredictOptions,
     *,
-    on_start: Callable[[int], None] = lambda n: None,
+    on_start: Callable[[int | None], None] = lambda n: None,
     on_image: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> PredictReport:
     """Answer every source with one row and measure it.
 
     Args:
-        on_start: called with the number of inputs.
+        on_start: called with the number of inputs; None where it is not known, as of a stream.
         on_image: called after each row, for a progress bar.
+        on_note: called with a line where choosing a device takes time.
 
     Raises:
         ImageError: with `strict`, at the first image that cannot be read; no rows are left then.
-        RunError, DatasetError, OptionError, MissingExtra: before anything is written.
+        RunError: a file cannot be written; the rows so far are left in `<out>.partial`.
+        DatasetError, OptionError, MissingExtra: before anything is written.
     """
-    times = StageTimes()
-    errors = labelled = right = 0
-    with Classifier.open(
-        options.model, precision=options.precision, device=options.device, batch_size=options.batch_size
-    ) as classifier:
-        sources = find_sources(options.sources, ClassNames.of(classifier.manifest), options.labels)
+    with _open(options, on_note) as model:
+        sources = find_sources(options.sources, ClassNames.of(model.manifest), options.source)
+        if options.rows.resume and sources.is_live:
+            raise OptionError("--resume: a camera cannot be gone on with; leave it out")
         _keep_inputs(options, sources)
-        on_start(len(sources))
-        top_k = min(options.top_k, len(classifier.manifest.labels))
+        on_start(sources.count)
+        return _Prediction(options, model, sources, on_image).run()
+
+
+def _open(options: PredictOptions, on_note: Callable[[str], None]) -> Classifier | Ensemble:
+    how = options.classifier
+    if len(options.models) == 1:
+        return Classifier.of(options.models[0], how, on_note=on_note)
+    vote = options.vote
+    return Ensemble.open(options.models, vote=vote.vote, tie_break=vote.tie_break, options=how, on_note=on_note)
+
+
+class _Prediction:
+    """One call of `predict`: the counts that become its report."""
+
+    def __init__(
+        self, options: PredictOptions, model: Classifier | Ensemble, sources: Sources, on_image: Callable[[], None]
+    ) -> None:
+        self.options, self.model, self.sources, self.on_image = options, model, sources, on_image
+        self.top_k = min(options.top_k, len(model.manifest.labels))
+        self.index = {label: index for index, label in enumerate(model.manifest.labels)}
+        self.times = StageTimes()
+        self.images = self.errors = self.abstained = self.resumed = self.labelled = self.right = 0
+        self.views = ViewTally(len(model.member.views)) if isinstance(model, Classifier) else None
+        self.members = EnsembleTally(len(model.members), model.scores) if isinstance(model, Ensemble) else None
+
+    def run(self) -> PredictReport:
+        names = self.model.names if isinstance(self.model, Ensemble) else ()
         started = time.perf_counter()
-        with open_rows(options.out, options.format, top_k) as write:
-            predictions = classifier.predict((source.path for source in sources), top_k=top_k, times=times)
-            for source, prediction in zip(sources, predictions, strict=True):
-                if prediction.status == "error":
-                    if options.strict:
+        with (
+            open_rows(self.options.rows, self.top_k, names, self._made_by()) as rows,
+            open_outputs(self.options.outputs) as outputs,
+        ):
+            remaining = iter(self.sources)
+            for prediction in rows.kept():
+                self._keep(next(remaining, None), prediction, outputs)
+            started = time.perf_counter()
+            try:
+                for source, prediction in self._answered(remaining):
+                    if prediction.status == "error" and self.options.strict:
                         raise ImageError(f"{prediction.reason} (stopped by --strict)", source.name)
-                    errors += 1
-                elif source.truth is not None:
-                    labelled += 1
-                    right += prediction.label == source.truth
-                write(replace(prediction, path=source.name))
-                on_image()
-        seconds = time.perf_counter() - started
+                    rows.write(prediction)
+                    self._count(source, prediction, outputs)
+                    if self.images % _FLUSHED == 0:
+                        rows.flush()
+            except KeyboardInterrupt:
+                if not self.sources.is_live:  # a camera has no other end
+                    raise
+        return self._report(time.perf_counter() - started)
+
+    def _made_by(self) -> dict[str, Any]:
+        """What two runs must have in common so that their rows may stand in one file."""
+        options = self.options
+        if not options.rows.resume and options.rows.out is None:
+            return {}
+        members = self.model.members if isinstance(self.model, Ensemble) else (self.model,)
+        return {
+            "models": [sha256_of(member.file) if member.file else member.manifest.model for member in members],
+            "tta": asdict(options.classifier.tta),
+            "vote": asdict(options.vote),
+            "min_confidence": options.min_confidence,
+            "frames": [options.source.frame_step, options.source.max_frames],
+        }
+
+    def _keep(self, source: Source | None, prediction: Prediction, outputs: Outputs) -> None:
+        if source is None or source.name != prediction.path:
+            now = source.name if source else "nothing"
+            raise OptionError(
+                f"--resume: row {self.images + 1} was for {prediction.path!r}, there the inputs have {now!r} now; "
+                "they have changed: start again without --resume"
+            )
+        self.resumed += 1
+        self._count(source, prediction, outputs)
+
+    def _answered(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Prediction]]:
+        drawn: deque[Source] = deque()
+
+        def pictures() -> Iterator[Picture]:
+            for source in sources:
+                drawn.append(source)
+                yield source.picture
+
+        count = self.sources.count
+        n_left = None if count is None else count - self.resumed
+        batches = self.model.answers(pictures(), times=self.times, n_pictures=n_left, is_live=self.sources.is_live)
+        for answered in batches:
+            of_batch = [drawn.popleft() for _ in answered.pictures]
+            self._tally(of_batch, answered)
+            for source, prediction in zip(of_batch, self.model.predictions(answered, self.top_k), strict=True):
+                named = replace(prediction, path=source.name)
+                yield source, named.unless_below(self.options.min_confidence)
+
+    def _tally(self, sources: Sequence[Source], answered: Answered) -> None:
+        truths = [source.truth for source, reason in zip(sources, answered.reasons, strict=True) if not reason]
+        known = np.array([truth is not None for truth in truths], bool)
+        truth = np.array([self.index[truth] for truth in truths if truth is not None], np.int64)
+        if self.views and answered.members[0].view_answers.shape[1] > 1:
+            (member,) = answered.members
+            self.views.add(member.view_answers[known], member.probabilities.argmax(axis=1)[known], truth)
+        if self.members and isinstance(self.model, Ensemble):
+            self.members.add_time([member.seconds for member in answered.members], len(truths))
+            self.members.add(self.model.probabilities(answered)[:, known], truth)
+
+    def _count(self, source: Source, prediction: Prediction, outputs: Outputs) -> None:
+        self.images += 1
+        self.errors += prediction.status == "error"
+        self.abstained += prediction.status == "abstained"
+        if prediction.status == "ok" and source.truth is not None:
+            self.labelled += 1
+            self.right += prediction.label == source.truth
+        outputs.add(source.picture, prediction)
+        self.on_image()
+
+    def _report(self, seconds: float) -> PredictReport:
+        options, model = self.options, self.model
+        members = model.members if isinstance(model, Ensemble) else (model,)
         report = PredictReport(
-            images=len(sources),
-            errors=errors,
-            skipped=count_skipped(options.sources),
-            labelled=labelled,
-            accuracy=right / labelled if labelled else None,
+            images=self.images,
+            errors=self.errors,
+            abstained=self.abstained,
+            skipped=self.sources.skipped,
+            resumed=self.resumed,
+            labelled=self.labelled,
+            accuracy=self.right / self.labelled if self.labelled else None,
             seconds=seconds,
-            images_per_second=len(sources) / max(seconds, math.ulp(1.0)),
-            stages=times.summaries(),
-            bottleneck=times.bottleneck(classifier.n_threads),
+            images_per_second=(self.images - self.resumed) / max(seconds, math.ulp(1.0)),
+            stages=self.times.summaries(),
+            bottleneck=self.times.bottleneck(model.n_workers, model.n_lanes),
             peak_memory_mb=peak_memory_mb(),
-            backend=classifier.backend_name,
-            precision=classifier.precision,
-            batch_size=options.batch_size,
-            model=classifier.manifest.model,
-            out=str(options.out) if options.out else "-",
+            backend=_joined([member.backend_name for member in members]),
+            precision=_joined([member.precision for member in members]),
+            batch_size=max(member.batch_size for member in members),
+            n_views=len(members[0].member.views),
+            model=_joined([member.manifest.model for member in members]),
+            out=str(options.rows.out) if options.rows.out else "-",
+            tta=self._tta(),
+            ensemble=self._ensemble(),
         )
-    if options.report:
-        write_json(options.report, report.to_json())
-    return report
+        if options.report:
+            write_json(options.report, report.to_json())
+        return report
+
+    def _tta(self) -> TtaReport | None:
+        if not (self.views and isinstance(self.model, Classifier)):
+            return None
+        member = self.model.member
+        ms = self.times.mean_ms("preprocess") + self.times.mean_ms("infer")
+        return self.views.report([view.name for view in member.views], member.tta.combine, ms / len(member.views))
+
+    def _ensemble(self) -> EnsembleReport | None:
+        if not (self.members and isinstance(self.model, Ensemble)):
+            return None
+        model, tally = self.model, self.members
+        members = [
+            MemberReport(
+                name,
+                each.manifest.model,
+                each.precision,
+                each.backend_name,
+                tally.accuracy([index]),
+                int(n) if (n := each.manifest.metrics.get("parameters")) else None,
+                tally.infer_ms([index]),
+                int(tally.only_right[index]),
+                int(tally.only_wrong[index]),
+            )
+            for index, (name, each) in enumerate(zip(model.names, model.members, strict=True))
+        ]
+        everyone = range(len(members))
+        return EnsembleReport(
+            vote=model.options.vote,
+            tie_break=model.options.tie_break,
+            n=tally.n,
+            accuracy=tally.accuracy(everyone),
+            infer_ms=tally.infer_ms(everyone),
+            members=tuple(members),
+            subsets=tally.subset_reports(model.names),
+        )
 
 
-def _keep_inputs(options: PredictOptions, sources: Sequence[Source]) -> None:
-    for written, flag in ((options.out, "--out"), (options.report, "--report")):
-        if written and written.exists() and any(written.samefile(s.path) for s in sources if s.path.exists()):
-            raise OptionError(f"{flag} {written} would overwrite one of the images; name another file")
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _keep_inputs(options: PredictOptions, sources: Sources) -> None:
+    """Nothing that is read may be written over."""
+    if sources.count is None:
+        return
+    for written, flag in options.written:
+        if written.exists():
+            same = written.stat()
+            for source in sources:
+                if not isinstance(source.picture, Frame) and _is_same(source.picture, same.st_dev, same.st_ino):
+                    raise OptionError(f"{flag} {written} would overwrite one of the images; name another file")
+
+
+def _is_same(path: str | Path, device: int, inode: int) -> bool:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (device, inode)

@@ -1,15 +1,26 @@
-"""What to predict: files and folders, and the labels that are already known for them."""
+"""What to predict: files, folders, lists, videos and cameras, and the labels that are already known for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+import csv
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
 
 from edgecls.datasets import ClassNames, read_label_rows
-from edgecls.errors import DatasetError, some
+from edgecls.errors import DatasetError, OptionError, some
 from edgecls.image_header import READABLE
-from edgecls.images import find_images, find_others
+from edgecls.images import has_image_suffix, natural_key, walk
+from edgecls.runtime import video
+from edgecls.runtime.pipeline import Frame, Picture
+
+STDIN: Final = "-"
+LIST_SUFFIXES: Final = frozenset({".txt", ".csv"})
 
 
 @dataclass(frozen=True)
@@ -17,53 +28,219 @@ class Source:
     """One input.
 
     Attributes:
-        path: the file.
+        picture: the file, or the frame of a video.
         name: how rows call it: as given; for a folder that is the only source, the path below it.
         truth: its label where known, else None.
     """
 
-    path: Path
+    picture: Picture
     name: str
     truth: str | None = None
 
 
-def find_sources(given: Sequence[Path], classes: ClassNames, labels_file: Path | None = None) -> list[Source]:
-    """List the inputs in order; a folder's images are in natural order.
+@dataclass(frozen=True)
+class SourceOptions:
+    """Attributes:
+    labels: CSV with path and label; without it class folders tell.
+    frame_step: of a video or camera every how many-th frame is answered.
+    max_frames: of each video or camera, at most; None is all.
+    """
 
-    A label is known where `labels_file` (CSV with path and label) says so or, without such a file, where
-    the nearest folder above the image that is named by a label or id of the model says so. A class index counts in
-    the file only: a folder `12` may as well be December.
+    labels: Path | None = None
+    frame_step: int = 1
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frame_step < 1:
+            raise OptionError(f"--frame-step {self.frame_step}: expected 1 or more")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise OptionError(f"--max-frames {self.max_frames}: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One source as given: how to go through it, and how many there are (None: not known before the end)."""
+
+    each: Callable[[], Iterator[Source]]
+    count: int | None
+    skipped: int = 0
+    is_live: bool = False
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All inputs, in order. Going through them costs memory for their names only.
+
+    Attributes:
+        count: how many there are; None where a stream is among them.
+        skipped: visible files of the folders that are not named like an image.
+        is_live: whether a camera is among them, whose frames want their answers at once.
+    """
+
+    parts: tuple[_Part, ...]
+    truths: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int | None:
+        counts = [part.count for part in self.parts]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def skipped(self) -> int:
+        return sum(part.skipped for part in self.parts)
+
+    @property
+    def is_live(self) -> bool:
+        return any(part.is_live for part in self.parts)
+
+    def __iter__(self) -> Iterator[Source]:
+        for part in self.parts:
+            for source in part.each():
+                yield source if self.truths is None else self._labelled(source, self.truths)
+
+    def _labelled(self, source: Source, truths: Mapping[str, str]) -> Source:
+        truth = truths.get(os.path.normpath(source.name))
+        if truth is None and not isinstance(source.picture, Frame):
+            truth = truths.get(os.path.abspath(source.picture))
+        return Source(source.picture, source.name, truth)
+
+
+def find_sources(given: Sequence[str | Path], classes: ClassNames, options: SourceOptions | None = None) -> Sources:
+    """Find the inputs; a folder's images are in natural order.
+
+    A label is known where `options.labels`, or a CSV among the sources, says so; else where the nearest folder above
+    the image that is named by a label or id of the model says so. A class index counts in files only: a folder `12` may
+    as well be December.
+
+    Args:
+        given: image files, folders, patterns (`*.jpg`), lists (a text file with a path a line, a CSV with a column
+            `path`; `-` is a list on standard input), videos, cameras (`0`, `/dev/video0`, a GStreamer pipeline, an
+            address). Paths in a list file are relative to it, on standard input to the working folder.
 
     Raises:
         DatasetError: a source does not exist, a folder without images, or labels of another model.
     """
-    sources: list[Source] = []
-    for source in given:
-        if not source.exists():
-            raise DatasetError(f"{source}: no such file or folder")
-        if not source.is_dir():
-            sources.append(Source(source, str(source), _truth(source, classes)))
-            continue
-        found = [
-            # below several folders the same name may stand twice: there, rows keep the folder
-            Source(path, str(path.relative_to(source) if len(given) == 1 else path), _truth(path, classes, source))
-            for path in find_images(source)
-        ]
+    options = options or SourceOptions()
+    parts = tuple(_part(str(each), len(given) == 1, classes, options) for each in given)
+    if not options.labels:
+        return Sources(parts)
+    sources = Sources(parts, _read_truths(options.labels, classes))
+    if sources.count is not None and not any(source.truth for source in sources):
+        example = next(iter(sources)).name
+        raise DatasetError(
+            f"{options.labels}: none of its paths is among the images, which are named like {example!r}; "
+            "write the paths as the rows have them, or relative to the labels file"
+        )
+    return sources
+
+
+def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions) -> _Part:
+    if not given:
+        raise DatasetError("an empty source: name a file or folder; . is the working folder")
+    if given == STDIN:
+        return _Part(lambda: _listed(_lines(sys.stdin), Path(), classes), None)
+    path = Path(given)
+    if video.is_live(given) or (path.is_file() and video.is_video_file(path)):
+        return _video(given, classes, options)
+    if path.is_dir():
+        return _folder(path, is_only, classes)
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        return _list_file(path, classes)
+    if path.exists():
+        return _Part(lambda: iter([Source(given, given, _nearest(path.absolute().parent, None, classes))]), 1)
+    if glob.has_magic(given):
+        found = sorted(glob.glob(given, recursive=True), key=natural_key)
+        found = [name for name in found if os.path.isfile(name)]
         if not found:
-            raise DatasetError(f"{source}: no images in this folder; expected {READABLE} files, by suffix")
-        sources += found
-    return _labelled(sources, labels_file, classes) if labels_file else sources
+            raise DatasetError(f"{given}: no file matches this pattern")
+        return _Part(lambda: (_file(name, name, classes) for name in found), len(found))
+    raise DatasetError(f"{given}: no such file or folder")
 
 
-def count_skipped(given: Sequence[Path]) -> int:
-    """How many visible files of the source folders are not named like an image."""
-    return sum(len(list(find_others(source))) for source in given if source.is_dir())
+def _file(path: str, name: str, classes: ClassNames) -> Source:
+    return Source(path, name, _nearest(Path(path).absolute().parent, None, classes))
 
 
-def _truth(path: Path, classes: ClassNames, root: Path | None = None) -> str | None:
-    """The nearest folder name that is a label, looking up as far as the source folder itself."""
-    folder = path.absolute().parent
-    highest = (root or path.parent).absolute()
+def _video(given: str, classes: ClassNames, options: SourceOptions) -> _Part:
+    truth = _nearest(Path(given).absolute().parent, None, classes) if Path(given).is_file() else None
+
+    def each() -> Iterator[Source]:
+        for frame in video.frames(given, step=options.frame_step, most=options.max_frames):
+            yield Source(frame, frame.name, truth)
+
+    return _Part(each, None, is_live=video.is_live(given))
+
+
+def _folder(root: Path, is_only: bool, classes: ClassNames) -> _Part:
+    found: list[tuple[str, list[str]]] = []
+    skipped = 0
+    for folder, names in walk(root):
+        of_images = [name for name in names if has_image_suffix(name)]
+        skipped += len(names) - len(of_images)
+        found.append((folder, of_images))
+    count = sum(len(names) for _, names in found)
+    if not count:
+        raise DatasetError(f"{root}: no images in this folder; expected {READABLE} files, by suffix")
+
+    def each() -> Iterator[Source]:
+        for folder, names in found:
+            truth = _nearest(Path(folder).absolute(), root.absolute(), classes)
+            # below several folders the same name may stand twice: there, rows keep the folder
+            below = os.path.relpath(folder, root) if is_only else folder
+            for name in names:
+                yield Source(os.path.join(folder, name), os.path.normpath(os.path.join(below, name)), truth)
+
+    return _Part(each, count, skipped)
+
+
+def _list_file(path: Path, classes: ClassNames) -> _Part:
+    if path.suffix.lower() == ".csv":
+        return _csv_list(path, classes)
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+    names = list(_lines(lines))
+    if not names:
+        raise DatasetError(f"{path}: an empty list; expected the path of an image in each line")
+    return _Part(lambda: _listed(names, path.parent, classes), len(names))
+
+
+def _csv_list(path: Path, classes: ClassNames) -> _Part:
+    """A CSV with `path`, and where it has `label` the true labels."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = next(csv.reader(file, skipinitialspace=True), [])
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a CSV in UTF-8 that can be read: {error}") from error
+    if "label" in columns:
+        rows = [(row["path"], _known(path, number, row["label"], classes)) for number, row in read_label_rows(path)]
+        if not rows:
+            raise DatasetError(f"{path}: no rows in it; expected columns path,label with an image in each row")
+        return _Part(lambda: (Source(str(path.parent / name), name, label) for name, label in rows), len(rows))
+    if "path" not in columns:
+        raise DatasetError(
+            f"{path}: the first line is {','.join(columns)!r}; expected a column `path`, and maybe `label`"
+        )
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = [row["path"].strip() for row in csv.DictReader(file, skipinitialspace=True) if row["path"]]
+    if not names:
+        raise DatasetError(f"{path}: no rows in it; expected the path of an image in each")
+    return _Part(lambda: _listed(names, path.parent, classes), len(names))
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in lines if line.strip())
+
+
+def _listed(names: Iterable[str], root: Path, classes: ClassNames) -> Iterator[Source]:
+    return (_file(str(root / name), name, classes) for name in names)
+
+
+@lru_cache(maxsize=64)
+def _nearest(folder: Path, root: Path | None, classes: ClassNames) -> str | None:
+    """The nearest folder name that is a label, looking up as far as the source folder, one level for a file."""
+    highest = root or folder
     while True:
         label = classes.named(folder.name)
         if label is not None:
@@ -73,24 +250,20 @@ def _truth(path: Path, classes: ClassNames, root: Path | None = None) -> str | N
         folder = folder.parent
 
 
-def _labelled(sources: Sequence[Source], file: Path, classes: ClassNames) -> list[Source]:
-    truths: dict[PurePath, str] = {}
-    for number, row in read_label_rows(file):
-        label = classes.label_of(row["label"])
-        if label is None:
-            raise DatasetError(
-                f"{file}, line {number}: the model does not know the label {row['label']!r}; "
-                f"it knows {some(sorted(classes.labels), 10)}"
-            )
-        truths[PurePath(row["path"])] = label
-        truths[(file.parent / row["path"]).absolute()] = label
-    matched = [
-        Source(each.path, each.name, truths.get(PurePath(each.name), truths.get(each.path.absolute())))
-        for each in sources
-    ]
-    if not any(each.truth for each in matched):
+def _known(file: Path, number: int, name: str, classes: ClassNames) -> str:
+    label = classes.label_of(name)
+    if label is None:
         raise DatasetError(
-            f"{file}: none of its {len(truths) // 2} paths is among the images, which are named like "
-            f"{sources[0].name!r}; write the paths as the rows have them, or relative to the labels file"
+            f"{file}, line {number}: the model does not know the label {name!r}; "
+            f"it knows {some(sorted(classes.labels), 10)}"
         )
-    return matched
+    return label
+
+
+def _read_truths(file: Path, classes: ClassNames) -> dict[str, str]:
+    truths: dict[str, str] = {}
+    for number, row in read_label_rows(file):
+        label = _known(file, number, row["label"], classes)
+        truths[os.path.normpath(row["path"])] = label
+        truths[os.path.abspath(file.parent / row["path"])] = label
+    return truths

@@ -1,0 +1,120 @@
+"""What else becomes of the answers: a submission file, and the images sorted into folders by their label."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import cv2
+
+from edgecls.errors import OptionError, RunError
+from edgecls.runs import atomic_path
+from edgecls.runtime.pipeline import Frame, Picture
+from edgecls.runtime.prediction import Prediction
+
+SortBy = Literal["copy", "link"]
+
+ABSTAINED: Final = "_abstained"  # folder for images without an answer
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Attributes:
+    submission: CSV of file name and label, as competitions ask for; an image without an answer has no label.
+    sort_into: folder that gets a folder a label with the images; abstained ones go to `_abstained`.
+    sort_by: `copy`, or `link` (symbolic).
+    """
+
+    submission: Path | None = None
+    sort_into: Path | None = None
+    sort_by: SortBy = "copy"
+
+    def __post_init__(self) -> None:
+        if self.sort_by not in get_args(SortBy):
+            raise OptionError(f"--sort-by {self.sort_by}: expected {' or '.join(get_args(SortBy))}")
+        if self.submission and self.submission.exists() and not self.submission.is_file():
+            raise OptionError(f"--submission {self.submission} is a folder or a device; expected a file name")
+        if self.sort_into and self.sort_into.exists() and not self.sort_into.is_dir():
+            raise OptionError(f"--sort-into {self.sort_into} is a file; expected a folder")
+
+
+class Outputs:
+    """Takes every prediction with its picture."""
+
+    def __init__(self, options: OutputOptions, table: Any) -> None:
+        self._options, self._table = options, table
+
+    def add(self, picture: Picture, prediction: Prediction) -> None:
+        """Raises:
+        RunError: a file cannot be copied or linked.
+        """
+        if self._table:
+            self._table.writerow([os.path.basename(prediction.path), prediction.label])
+        if self._options.sort_into and prediction.status != "error":
+            try:
+                self._sort(self._options.sort_into, picture, prediction)
+            except OSError as error:
+                raise RunError(f"--sort-into {self._options.sort_into}: {error.strerror or error}") from error
+
+    def _sort(self, root: Path, picture: Picture, prediction: Prediction) -> None:
+        folder = root / (prediction.label.replace("/", "_").replace("\0", "_") or ABSTAINED)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = os.path.basename(prediction.path)
+        if isinstance(picture, Frame):
+            ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR))
+            if ok:
+                (folder / f"{name}.jpg").write_bytes(data.tobytes())
+            return
+        target = _free(folder, name, Path(picture), self._options.sort_by)
+        if target is None:
+            return
+        if self._options.sort_by == "link":
+            target.symlink_to(os.path.abspath(picture))
+        else:
+            with atomic_path(target) as partial:
+                shutil.copy2(picture, partial)
+
+
+def _free(folder: Path, name: str, picture: Path, sort_by: SortBy) -> Path | None:
+    """A name that no other image has there: `a.jpg`, `a-2.jpg`, ...; None where this very image is there already."""
+    stem, suffix = os.path.splitext(name)
+    number = 1
+    while True:
+        target = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
+        if not os.path.lexists(target):
+            return target
+        if _is_there(target, picture, sort_by):
+            return None
+        number += 1
+
+
+def _is_there(target: Path, picture: Path, sort_by: SortBy) -> bool:
+    if sort_by == "link":
+        return target.is_symlink() and os.readlink(target) == os.path.abspath(picture)
+    there, here = target.stat(), picture.stat()  # copy2 keeps the time of the last change
+    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
+
+
+@contextmanager
+def open_outputs(options: OutputOptions) -> Iterator[Outputs]:
+    """Open them; the submission file appears when the block ends well.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    if not options.submission:
+        yield Outputs(options, None)
+        return
+    with (
+        atomic_path(options.submission) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["filename", "label"])
+        yield Outputs(options, table)

@@ -1,0 +1,194 @@
+"""What may be predicted: folders, files, patterns, lists, standard input, videos and cameras."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgecls.datasets import ClassNames
+from edgecls.errors import DatasetError, OptionError
+from edgecls.runtime import video
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.pipeline import Frame
+from edgecls.runtime.sources import Source, SourceOptions, find_sources
+
+from .conftest import draw, write_image, write_linear_model
+
+CLASSES = ClassNames(("checks", "stripes"))
+
+
+@pytest.fixture
+def here(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder above the photos, as the working folder."""
+    monkeypatch.chdir(photos.parent)
+    return photos.parent
+
+
+def names(*given: str | Path) -> list[str]:
+    sources = find_sources(given, CLASSES)
+    found = [source.name for source in sources]
+    assert sources.count in (None, len(found))
+    return found
+
+
+def test_a_pattern_that_the_shell_left_alone_is_expanded(here: Path) -> None:
+    assert names("photos/checks/1*.png") == [f"photos/checks/{index}.png" for index in (1, 10, 11)]
+    assert len(names("photos/**/*.png")) == 24
+    with pytest.raises(DatasetError, match=r"photos/\*\.tif: no file matches this pattern"):
+        names("photos/*.tif")
+
+
+def test_a_list_is_a_path_a_line_relative_to_the_list(here: Path) -> None:
+    (here / "photos" / "list.txt").write_text("checks/0.png\n\nstripes/3.png\r\ngone.png\n")
+    sources = list(find_sources(["photos/list.txt"], CLASSES))
+    assert [source.name for source in sources] == ["checks/0.png", "stripes/3.png", "gone.png"]
+    assert [source.truth for source in sources] == ["checks", "stripes", None]
+    assert sources[0].picture == "photos/checks/0.png"
+
+
+def test_a_csv_may_know_the_labels(here: Path) -> None:
+    (here / "known.csv").write_text("path,label\nphotos/checks/0.png,stripes\nphotos/checks/1.png,0\n")
+    assert [source.truth for source in find_sources(["known.csv"], CLASSES)] == ["stripes", "checks"]
+    (here / "plain.csv").write_text("id,path\n1,photos/checks/0.png\n2,photos/stripes/1.png\n")
+    assert [source.truth for source in find_sources(["plain.csv"], CLASSES)] == ["checks", "stripes"]
+    (here / "other.csv").write_text("path,label\nphotos/checks/0.png,zebra\n")
+    with pytest.raises(DatasetError, match=r"other\.csv, line 2: the model does not know the label 'zebra'"):
+        names("other.csv")
+    (here / "wrong.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DatasetError, match="expected a column `path`"):
+        names("wrong.csv")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_an_empty_list_is_an_error(here: Path, name: str) -> None:
+    (here / name).write_text("path\n" if name.endswith("csv") else "\n")
+    with pytest.raises(DatasetError, match=name):
+        names(name)
+
+
+def test_a_list_on_standard_input_is_read_as_it_comes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("photos/checks/0.png\nphotos/stripes/1.png\n"))
+    sources = find_sources(["-"], CLASSES)
+    assert sources.count is None
+    assert list(sources) == [
+        Source("photos/checks/0.png", "photos/checks/0.png", "checks"),
+        Source("photos/stripes/1.png", "photos/stripes/1.png", "stripes"),
+    ]
+
+
+def test_several_sources_keep_their_order_and_folders_keep_their_name(here: Path) -> None:
+    found = names("photos/stripes/5.png", "photos/checks")
+    assert found[:2] == ["photos/stripes/5.png", "photos/checks/0.png"]
+    assert len(found) == 13
+
+
+def test_an_empty_source_is_an_error(here: Path) -> None:
+    with pytest.raises(DatasetError, match="an empty source"):
+        names("")
+
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Five frames, each of one colour (RGB)."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for red, green, blue in COLOURS:
+        writer.write(np.full((48, 64, 3), (blue, green, red), np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_is_a_picture_a_frame(clip: Path) -> None:
+    sources = list(find_sources([clip], CLASSES))
+    assert [source.name for source in sources] == [f"{clip}#{number}" for number in range(5)]
+    for source, colour in zip(sources, COLOURS, strict=True):
+        assert isinstance(source.picture, Frame)
+        assert source.picture.pixels.shape == (48, 64, 3)
+        assert np.abs(source.picture.pixels.astype(int) - colour).max() < 12  # JPEG's loss
+
+
+def test_frames_can_be_skipped_and_ended(clip: Path) -> None:
+    options = SourceOptions(frame_step=2, max_frames=2)
+    assert [source.name for source in find_sources([clip], CLASSES, options)] == [f"{clip}#0", f"{clip}#2"]
+    with pytest.raises(OptionError, match="--frame-step 0"):
+        SourceOptions(frame_step=0)
+    with pytest.raises(OptionError, match="--max-frames 0"):
+        SourceOptions(max_frames=0)
+
+
+def test_a_file_that_is_no_video_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "text.mp4"
+    path.write_text("no video")
+    with pytest.raises(DatasetError, match=r"text\.mp4: cannot be opened: no video that OpenCV can read"):
+        list(find_sources([path], CLASSES))
+
+
+LIVE = [
+    pytest.param("0", True, id="the index of a camera"),
+    pytest.param("rtsp://192.0.2.1/stream", True, id="an address"),
+    pytest.param("videotestsrc ! videoconvert ! appsink", True, id="a GStreamer pipeline"),
+    pytest.param("clip.mp4", False, id="a file's name"),
+    pytest.param("/dev/null", True, id="a device"),
+]
+
+
+@pytest.mark.parametrize(("given", "live"), LIVE)
+def test_cameras_are_told_from_files(in_empty_folder: Path, given: str, live: bool) -> None:
+    assert video.is_live(given) is live
+    assert find_sources([given], CLASSES).is_live if live else True
+    Path("0").mkdir()
+    assert not video.is_live("0")  # a folder of that name comes first
+
+
+@pytest.mark.parametrize("given", ["97", "nosuchsrc ! appsink"])
+def test_a_camera_that_is_not_there_is_an_error(
+    in_empty_folder: Path, given: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DatasetError, match=f"{given}: cannot be opened: (no such camera|GStreamer)"):
+        list(find_sources([given], CLASSES))
+
+
+def test_a_camera_gets_each_answer_before_its_next_frame(tmp_path: Path) -> None:
+    model = write_linear_model(tmp_path / "model.onnx")
+    shown = 0
+
+    def camera() -> object:
+        nonlocal shown
+        while True:
+            shown += 1
+            yield Frame(f"camera#{shown}", draw("checks", shown))
+
+    with Classifier.open(model, device="cpu") as classifier:
+        answers = classifier.predict(camera(), is_live=True)  # type: ignore[arg-type]
+        for number in range(1, 6):
+            assert next(answers).path == f"camera#{number}"
+            assert shown <= number + 1
+        answers.close()  # type: ignore[attr-defined]
+
+
+def test_names_need_little_memory(tmp_path: Path) -> None:
+    """Of 20,000 inputs 300 bytes each at the most are kept, and while they are found."""
+    import tracemalloc
+
+    for index in range(20_000):
+        (tmp_path / f"photo number {index:06d} of a long day.jpg").touch()
+    tracemalloc.start()
+    sources = find_sources([tmp_path], CLASSES)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sources.count == 20_000
+    assert kept / 20_000 < 150
+    assert peak / 20_000 < 400
+
+
+def test_one_file_alone_is_written_as_given(here: Path) -> None:
+    write_image(here / "alone.png", draw("checks", 1))
+    assert names("./alone.png") == ["./alone.png"]
