@@ -375,6 +375,42 @@ def verify(
 
 
 @app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="A run folder, an ONNX file or an engine.")] = "latest",
+    batch_sizes: Annotated[str, typer.Option(help="Images an inference, with commas.")] = "1,4,16,64",
+    precision: Annotated[list[Precision], typer.Option(help="May be repeated; auto: all that the device is meant for.")] = [Precision.auto],  # noqa: B006
+    device: Annotated[list[Device], typer.Option(help="May be repeated; auto: all here.")] = [Device.auto],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="To measure each row, warm-up not counted.")] = 2.0,
+    lanes: Annotated[MaybeInt, typer.Option(help="Inferences at a time on a CPU for img/s; latency is that of one.", show_default="one a core")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Time every layer, at the smallest batch.")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="JSON file for all of it.", show_default="none")] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="PNG file for accuracy over latency.", show_default="none")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Speed, memory and start-up of a model on this machine, by precision, backend and batch. Exit code 1: one did not run."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls import tables
+    from edgecls.runtime import bench as library
+
+    options = library.BenchOptions(
+        model, library.BenchOptions.sizes(batch_sizes), tuple(each.value for each in precision),
+        tuple(each.value for each in device), seconds, lanes, layers, out, plot,
+    )  # fmt: skip
+    if plot:
+        with _needs_extra("edgecls bench --plot", "train"):
+            from edgecls.evaluate.figures import draw_bench
+    result = library.bench(options, on_step=lambda line: console.print(line, style="dim", markup=False))
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(*tables.benched(result), sep="\n")
+    if plot:
+        draw_bench(result, plot)
+    if result.failed:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
 def pretrained(
     model: Annotated[str, typer.Argument(help="efficientnet_lite0, a torchvision classifier, or timm/NAME.")],
     image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the weights' own")] = None,

@@ -86,7 +86,7 @@ class Manifest:
         temperature: what the logits are divided by before they become probabilities; above 0. Answers do not
             depend on it, only how sure they claim to be (arXiv 1706.04599).
         training: the options and the data that made it, as JSON values.
-        metrics: measured figures by name; accuracies are fractions.
+        metrics: measured figures by name, and `parameters` of the network; accuracies are fractions.
         files: sha256 by file name, for the files of the run folder.
         created: ISO 8601, UTC.
     """

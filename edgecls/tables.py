@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from edgecls.manifest import Preprocessing
 from edgecls.metrics import wilson_interval
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
     from edgecls.export.run import ExportResult
     from edgecls.export.verify import VerifyResult
     from edgecls.metrics import PairedDifference
+    from edgecls.runtime.bench import BenchResult, LayerProfile
+    from edgecls.runtime.bench_contender import Cell, Contender
+    from edgecls.runtime.machine import Machine, MachineState
     from edgecls.runtime.predict import PredictReport
     from edgecls.runtime.tally import EnsembleReport, TtaReport
     from edgecls.train.loop import Epoch
@@ -295,29 +300,27 @@ def _members(ensemble: EnsembleReport | None) -> Iterator[Table | str]:
     known = f", {ensemble.n:,} images with a known label" if ensemble.n else ""
     table = Table(title=f"Ensemble, {how}{known}", title_justify="left", box=box.SIMPLE)
     table.add_column("member", overflow="fold")
-    table.add_column("model", overflow="fold")
-    for name in ("parameters", "ms", "top-1", "only it right", "only it wrong"):
-        table.add_column(name, justify="right")
+    table.add_column("precision", no_wrap=True)
+    for name in ("M params", "ms", "top-1", "alone right", "alone wrong"):
+        table.add_column(name, justify="right", no_wrap=True)
     for member in ensemble.members:
-        parameters = f"{member.parameters / 1e6:.2f} M" if member.parameters else "-"
+        parameters = f"{member.parameters / 1e6:.2f}" if member.parameters else "-"
         judged = [_percent(member.accuracy) or "-", f"{member.only_right:,}", f"{member.only_wrong:,}"]
-        model = f"{member.model}, {member.precision}"
-        table.add_row(member.name, model, parameters, f"{member.infer_ms:.2f}", *(judged if ensemble.n else "---"))
+        table.add_row(
+            member.name, member.precision, parameters, f"{member.infer_ms:.2f}", *(judged if ensemble.n else "---")
+        )
     table.add_section()
     n_parameters = [member.parameters for member in ensemble.members]
-    whole = "-" if None in n_parameters else f"{sum(n or 0 for n in n_parameters) / 1e6:.2f} M"
+    whole = "-" if None in n_parameters else f"{sum(n or 0 for n in n_parameters) / 1e6:.2f}"
     table.add_row("all", "", whole, f"{ensemble.infer_ms:.2f}", _percent(ensemble.accuracy) or "-", "", "")
     yield table
     if ensemble.subsets:
+        yield "On the accuracy-latency front, where no other members are as good in less time:"
         yield _subsets(ensemble)
 
 
 def _subsets(ensemble: EnsembleReport) -> Table:
-    table = Table(title="Members that are worth their time", title_justify="left", box=box.SIMPLE)
-    table.caption, table.caption_justify = (
-        "subsets on the accuracy-latency front: nothing is both better and faster",
-        "left",
-    )
+    table = Table(box=box.SIMPLE)
     table.add_column("voting", overflow="fold")
     table.add_column("ms", justify="right")
     table.add_column("top-1", justify="right")
@@ -344,3 +347,144 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
     with bar:
         bar.add_task(title, total=None)
         yield bar
+
+
+_N_LAYERS: Final = 15
+_NAME_WIDTH: Final = 34  # of a layer; names begin alike and end apart
+
+
+def benched(result: BenchResult) -> list[Table | Text]:
+    """The machine, the speeds, the files; the layers where they were timed; and what to be careful about."""
+    return [
+        _machine(result.machine, result.before, result.after),
+        _sweep(result),
+        _start_and_memory(result.contenders),
+        *(_layers(profile) for profile in result.layers),
+        *(Text(f"warning: {warning}", style="yellow") for warning in result.warnings),
+    ]
+
+
+def _machine(about: Machine, before: MachineState, after: MachineState) -> Table:
+    facts = _facts("Machine")
+    of = f" of {about.machine_cores}" if about.machine_cores != about.cores else ""
+    facts.add_row("CPU", f"{about.cpu}, {about.cores}{of} cores")
+    facts.add_row("  has", ", ".join(about.cpu_features) or "-")
+    if before.cpu_clock_limit_mhz is not None:
+        governor = f", governor {about.governor}" if about.governor else ""
+        facts.add_row("  clock", f"up to {before.cpu_clock_limit_mhz:,.0f} MHz{governor}")
+    if about.memory_mb is not None:
+        facts.add_row("memory", f"{about.memory_mb / 1000:.1f} GB")
+    if about.gpu:
+        major, minor = about.gpu.compute_capability
+        clock = "" if before.gpu_clock_limit_mhz is None else f", up to {before.gpu_clock_limit_mhz:,.0f} MHz"
+        facts.add_row("GPU", f"{about.gpu.name}, {major}.{minor}, {about.gpu.total_bytes / 1e9:.1f} GB{clock}")
+    for name, value in (("board", about.board), ("L4T", about.l4t), ("power mode", about.power_mode)):
+        if value:
+            facts.add_row(name, value)
+    hot = [f"{name} {before.temperatures.get(name, celsius):.0f} to {celsius:.0f}" for name, celsius in
+           sorted(after.temperatures.items(), key=lambda each: -each[1])[:3]]  # fmt: skip
+    if hot:
+        facts.add_row("°C", ", ".join(hot))
+    facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in about.versions.items()))
+    return facts
+
+
+def _sweep(result: BenchResult) -> Table:
+    """By batch size a row for each file and backend: times of a call, and images a second."""
+    title = f"Inference, {result.n_rounds} rounds, {result.seconds:.0f} s in all"
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
+    table.add_column("batch", justify="right")
+    for name in ("precision", "backend"):
+        table.add_column(name, no_wrap=True)
+    for name in ("p50 ms", "p90", "p99", "img/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = [(each, cell) for each in result.contenders for cell in each.cells]
+    for size in sorted({cell.batch_size for _, cell in cells}):
+        rows = [(each, cell) for each, cell in cells if cell.batch_size == size]
+        soonest = min(cell.p50_ms for _, cell in rows)
+        most = max(cell.images_per_second for _, cell in rows)
+        for index, (each, cell) in enumerate(rows):
+            table.add_row(
+                "" if index else str(size),
+                _PRECISION_NAMES[each.precision],
+                each.backend,
+                _marked(_ms(cell.p50_ms), len(rows) > 1 and cell.p50_ms == soonest),
+                _ms(cell.p90_ms),
+                _ms(cell.p99_ms),
+                _marked(f"{cell.images_per_second:,.0f}", len(rows) > 1 and cell.images_per_second == most),
+            )
+        table.add_section()
+    table.caption = f"{_how(result)}\n* fastest at that batch"
+    return table
+
+
+def _how(result: BenchResult) -> str:
+    lanes = {each.device in ("cpu", "openvino"): cell.n_lanes for each in result.contenders for cell in each.cells}
+    places = []
+    if True in lanes:
+        places.append(f"{lanes[True]} on the CPU")
+    if False in lanes:
+        places.append(f"{lanes[False]} on the GPU")
+    return f"ms: one call at a time, all cores. img/s: calls at a time: {', '.join(places)}"
+
+
+def _marked(text: str, is_best: bool) -> Text:
+    return Text(f"*{text}", style="bold green") if is_best else Text(text)
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def _start_and_memory(contenders: Sequence[Contender]) -> Table:
+    table = Table(title="Files, start and memory", title_justify="left", caption_justify="left", box=box.SIMPLE)
+    on_gpu = any(cell.gpu_memory_mb is not None for each in contenders for cell in each.cells)
+    for name in ("precision", "backend"):
+        table.add_column(name, no_wrap=True)
+    for name in ("file MB", "start ms", "MB", "MB, all lanes", *(["GPU MB"] if on_gpu else []), "top-1", "as FP32"):
+        table.add_column(name, justify="right")
+    for each in contenders:
+        gpu = [_span(each.cells, lambda cell: cell.gpu_memory_mb)] if on_gpu else []
+        table.add_row(
+            _PRECISION_NAMES[each.precision],
+            each.backend,
+            f"{each.bytes / 1e6:.2f}",
+            "failed" if each.start_ms is None else f"{each.start_ms:,.0f}",
+            _span(each.cells, lambda cell: cell.peak_memory_mb),
+            _span(each.cells, lambda cell: cell.lanes_peak_memory_mb),
+            *gpu,
+            percent(each.accuracy.top1) if each.accuracy else "-",
+            percent(each.accuracy.agreement) if each.accuracy and each.accuracy.agreement is not None else "-",
+        )
+    table.caption = "start: opening to the first answer. MB: at the smallest to the largest batch"
+    return table
+
+
+def _span(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> str:
+    values = [value for cell in cells if (value := of(cell)) is not None]
+    if not values:
+        return "-"
+    low, high = f"{values[0]:,.0f}", f"{values[-1]:,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _layers(profile: LayerProfile) -> Table | Text:
+    name = f"{_PRECISION_NAMES[profile.precision]}, {profile.backend}"
+    if not profile.layers:
+        return Text(f"Layers of {name}: {profile.note}")
+    shown = profile.layers[:_N_LAYERS]
+    title = f"Layers of {name}, batch {profile.batch_size}"
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("kind", overflow="fold")
+    for layer in shown:
+        short = layer.name if len(layer.name) <= _NAME_WIDTH else "…" + layer.name[1 - _NAME_WIDTH :]
+        table.add_row(f"{layer.ms:.3f}", f"{layer.ms / profile.layers_ms:.1%}", Text(short), Text(layer.kind))
+    part = math.fsum(layer.ms for layer in shown) / profile.layers_ms
+    table.caption = (
+        f"{len(shown)} of {len(profile.layers)} layers, {part:.0%} of the layers' {_ms(profile.layers_ms)} ms; "
+        f"a call took {_ms(profile.call_ms)} ms while they were timed" + (f"\n{profile.note}" if profile.note else "")
+    )
+    return table

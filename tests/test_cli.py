@@ -20,8 +20,13 @@ from edgecls.export.adopt import AdoptOptions
 from edgecls.export.engine import EngineOptions
 from edgecls.export.gate import GateOptions
 from edgecls.export.run import ExportOptions
+from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.engine_file import BatchProfile
+from edgecls.runtime.ensemble import VoteOptions
+from edgecls.runtime.outputs import OutputOptions
 from edgecls.runtime.predict import PredictOptions
+from edgecls.runtime.rows import RowsOptions
+from edgecls.runtime.sources import SourceOptions
 from edgecls.train.pretrained import PretrainedOptions
 from edgecls.train.run import TrainOptions
 
@@ -53,7 +58,11 @@ RENAMED = {"format": "row_format", "n_images": "calibration_images", "source": "
         (cli.pretrained, [PretrainedOptions], {"model"}),
         (cli.adopt, [AdoptOptions], {"file"}),
         # rows go to standard output from Python and to predictions.csv from the command line
-        (cli.predict, [PredictOptions], {"sources"}),
+        (
+            cli.predict,
+            [PredictOptions, ClassifierOptions, VoteOptions, SourceOptions, RowsOptions, OutputOptions],
+            {"sources", "models", "classifier", "vote", "source", "rows", "outputs", "tta", "n_threads", "n_lanes"},
+        ),
     ],
     ids=["train", "export", "engine", "pretrained", "adopt", "predict"],
 )
@@ -146,6 +155,13 @@ WRONG = [
     pytest.param(["predict", "photos"], 1, "edgecls train DATA", id="predict before train"),
     pytest.param(["predict", "photos", "--json", "--out", "-"], 1, "both want standard output", id="two outputs"),
     pytest.param(["predct"], 2, "No such command", id="a mistyped command"),
+    pytest.param(["predict", "x", "--tta", "flop"], 1, "--tta flop: expected views out of flip", id="a mistyped view"),
+    pytest.param(["predict", "x", "--vote", "loud"], 2, "loud", id="an unknown vote"),
+    pytest.param(["predict", "x", "--device", "tpu"], 2, "tpu", id="an unknown device to predict on"),
+    pytest.param(["predict", "x", "--out", "-", "--resume"], 1, "--resume: rows on standard", id="nothing to resume"),
+    pytest.param(["predict", "x", "--min-confidence", "60"], 1, "from 0 to 1", id="per cent for a probability"),
+    pytest.param(["predict", "x", "--frame-step", "0"], 1, "--frame-step 0", id="no frames"),
+    pytest.param(["predict", "x", "--format", "xml"], 2, "xml", id="an unknown format"),
 ]
 
 
@@ -173,3 +189,19 @@ def test_the_demo_goes_the_whole_way(in_empty_folder: Path) -> None:
     assert report["prediction"]["precision"] == "int8-cpu"
     assert report["prediction"]["images"] == 450
     assert report["export"]["precisions"]["int8-cpu"]["agreement"] > 0.97
+
+
+def test_views_and_members_are_told_in_words(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:
+    viewed = invoke("predict", photos, "--model", exported_run, "--device", "cpu", "--tta", "flip,shifts")
+    assert viewed.exit_code == 0, viewed.output
+    assert "10 views" in viewed.output
+    assert re.search(r"test-time augmentation is (not )?worth it", viewed.output)
+    models = [part for name in ("model.onnx", "model.int8-cpu.onnx") for part in ("--model", exported_run / name)]
+    voted = invoke("predict", photos, *models, "--device", "cpu", "--tie-break", exported_run / "model.onnx", "--json")
+    assert voted.exit_code == 0, voted.output
+    found = json.loads(voted.stdout)["ensemble"]
+    assert [member["name"] for member in found["members"]] == ["model", "model.int8-cpu"]
+    assert found["tie_break"] == "model"
+    table = invoke("predict", photos, *models, "--device", "cpu", "--vote", "weighted")
+    for words in ("Ensemble, vote: weighted", "alone right", "accuracy-latency front"):
+        assert words in table.output

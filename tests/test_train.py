@@ -64,6 +64,7 @@ def test_a_run_holds_all_that_later_steps_need(in_empty_folder: Path, photos: Pa
     assert len(epochs) == len(rows_of(run.path("history.csv"))) == 2
     assert "2 classes, 20 train, 4 val images; cnn at 16 x 16 px" in lines[0]
     assert json.loads(run.path("metrics.json").read_text())["validation_accuracy"] == result.validation_accuracy
+    assert run.manifest.metrics["parameters"] == result.n_parameters > 0
 
 
 def test_the_tiny_network_learns(exported_run: Path) -> None:

@@ -128,6 +128,7 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         preprocessing,
         f"adopted/{options.file.stem}",
         training={"adopted": options.file.name, "sha256": digest},
+        metrics={"parameters": _n_parameters(merged.model)},
     )
     embed_manifest(merged.model, manifest)
     with tempfile.TemporaryDirectory(prefix="edgecls-") as folder:
@@ -138,6 +139,11 @@ def adopt(options: AdoptOptions) -> AdoptResult:
     changes = _changes(network, answer, merged, bool(told))
     seconds = time.perf_counter() - started
     return AdoptResult(run.folder, options.file, len(labels), preprocessing, changes, difference, seconds)
+
+
+def _n_parameters(model: onnx.ModelProto) -> int:
+    """Float weights; constants of the graph, such as a mean, are counted with them."""
+    return sum(math.prod(each.dims) for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT)
 
 
 def _write_run(candidate: Path, manifest: Manifest, golden: Golden, out: Path | None) -> Run:

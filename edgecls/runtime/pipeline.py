@@ -148,7 +148,13 @@ class _Worker:
                 n += 1
             except ImageError as error:
                 reasons.append(error.reason)
-        members = (self._infer(m, buffers[kind][:n]) for m, kind in zip(self._members, self._kind_of, strict=True))
+        times = StageTimes()  # of all members, and of all views: an image is one image, however often it is looked at
+        members = [
+            self._infer(member, buffers[kind][:n], times)
+            for member, kind in zip(self._members, self._kind_of, strict=True)
+        ]
+        if n:
+            self._times.add_all(times, n)
         return Answered(pictures, tuple(reasons), tuple(members))
 
     def _load(self, picture: Picture, into: Sequence[Pixels]) -> None:
@@ -171,20 +177,20 @@ class _Worker:
         self._times.add("decode", time.perf_counter() - read)
         return decoded
 
-    def _infer(self, member: Member, pixels: Pixels) -> MemberAnswers:
+    def _infer(self, member: Member, pixels: Pixels, times: StageTimes) -> MemberAnswers:
         n, n_views = pixels.shape[:2]
         manifest = member.backend.manifest
         if not n:
             nothing = np.empty((0, len(manifest.labels)), np.float32)
             return MemberAnswers(nothing, np.empty((0, n_views), np.int64), 0.0)
         started = time.perf_counter()
-        logits = member.backend.infer(pixels.reshape(n * n_views, *pixels.shape[2:]), self._times)
+        logits = member.backend.infer(pixels.reshape(n * n_views, *pixels.shape[2:]), times)
         inferred = time.perf_counter()
         logits = logits.reshape(n, n_views, -1)
         answered = MemberAnswers(
             combined(logits, manifest.temperature, member.tta.combine), logits.argmax(axis=2), inferred - started
         )
-        self._times.add("post", time.perf_counter() - inferred, n)
+        times.add("post", time.perf_counter() - inferred)
         return answered
 
 

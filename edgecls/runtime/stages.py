@@ -40,6 +40,12 @@ class StageTimes:
         """Record a stage's time for a batch; each of its images counts with an equal part."""
         self._ms[stage].extend([seconds * 1000 / n_images] * n_images)
 
+    def add_all(self, times: StageTimes, n_images: int) -> None:
+        """Record all that another one holds as the time of one batch."""
+        for stage, each in times._ms.items():
+            if each:
+                self.add(stage, sum(each) / 1000, n_images)
+
     def mean_ms(self, stage: Stage) -> float:
         """Milliseconds an image; 0 for a stage that did not take place."""
         times = self._ms[stage]

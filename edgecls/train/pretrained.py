@@ -93,12 +93,14 @@ def pretrained(options: PretrainedOptions) -> PretrainedResult:
     photos = photo_crops(preprocessing)
     difference = _prove(classifier, original, torch.from_numpy(photos), options.model)
     weights = _source(options.model, original)
+    n_parameters = sum(p.numel() for p in classifier.parameters())
     manifest = Manifest(
         labels.names,
         preprocessing,
         options.model,
         label_ids=labels.ids,
         training={"pretrained": options.model, "weights": weights, "torch": torch.__version__},
+        metrics={"parameters": n_parameters},
     )
     run = Run(create_run_folder(options.model, options.out))
     try:
@@ -116,7 +118,7 @@ def pretrained(options: PretrainedOptions) -> PretrainedResult:
         model=options.model,
         weights=weights,
         n_classes=len(labels.names),
-        n_parameters=sum(p.numel() for p in classifier.parameters()),
+        n_parameters=n_parameters,
         preprocessing=preprocessing,
         difference=difference,
         seconds=time.perf_counter() - started,

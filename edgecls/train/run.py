@@ -194,6 +194,7 @@ def train(
     )
     write_json(run.path(METRICS), {**result.to_json(), **measured})
     figures = {name: value for name, value in measured.items() if isinstance(value, float)}
+    figures["parameters"] = result.n_parameters
     run.record(replace(manifest, metrics=figures))
     point_latest_at(run.folder)
     return result
