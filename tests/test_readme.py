@@ -7,6 +7,8 @@ import shlex
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -56,6 +58,12 @@ def test_the_python_example_runs(
 def test_the_predict_commands_of_the_readme_run(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:
     Path("runs").mkdir()
     Path("runs/latest").symlink_to(exported_run)
+    for name in "abc":
+        Path(f"runs/{name}").symlink_to(exported_run)
+    clip = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for level in range(0, 250, 25):
+        clip.write(np.full((48, 64, 3), level, np.uint8))
+    clip.release()
     shutil.copytree(photos, "folder")
     shutil.copy(photos / "checks" / "0.png", "a.jpg")
     shutil.copy(photos / "checks" / "1.png", "b.png")
@@ -66,6 +74,6 @@ def test_the_predict_commands_of_the_readme_run(exported_run: Path, photos: Path
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (arguments, result.output)
             ran += 1
-    assert ran >= 3
+    assert ran >= 7
     assert Path("predictions.csv").exists()
     assert len(Path("rows.jsonl").read_text().splitlines()) == 2
