@@ -21,7 +21,8 @@ from edgecls.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXIT_ERROR, EXIT_ROW_ERRORS, EXIT_BROKEN_PIPE = 1, 3, 128 + 13  # SIGPIPE is 13
+EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a process that SIGINT and SIGPIPE end
 
 
 class _Group(TyperGroup):
@@ -340,13 +341,17 @@ def predict(
         report,
         strict,
     )
-    with tables.progress_bar(_console(data_on_stdout=True), "images") as bar:
-        result = library.predict(
-            options,
-            on_start=lambda n: bar.update(bar.task_ids[0], total=n),
-            on_image=lambda: bar.advance(bar.task_ids[0]),
-            on_note=lambda line: bar.console.print(line, style="dim"),
-        )
+    try:
+        with tables.progress_bar(_console(data_on_stdout=True), "images") as bar:
+            result = library.predict(
+                options,
+                on_start=lambda n: bar.update(bar.task_ids[0], total=n),
+                on_image=lambda: bar.advance(bar.task_ids[0]),
+                on_note=lambda line: bar.console.print(line, style="dim"),
+            )
+    except KeyboardInterrupt:
+        typer.echo("stopped" + ("" if rows is None else "; the same command with --resume goes on"), err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         _print_json(result.to_json())
     else:

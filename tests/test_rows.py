@@ -286,3 +286,28 @@ def test_python_reads_the_same_answers_as_the_file(model: Path, folder: Path, in
     for line, each in zip(lines, predictions, strict=True):
         assert (line["status"], line["label"] or "") == (each.status, each.label)
         assert line.get("label_3") == (each.top[2][0] if each.top else None)
+
+
+def test_ctrl_c_ends_the_command_and_says_how_to_go_on(model: Path, folder: Path, in_empty_folder: Path) -> None:
+    code = f"""
+import edgecls.runtime.rows as rows, os, signal
+from edgecls.cli import app
+write = rows._RowFile.write
+def interrupted(self, prediction):
+    write(self, prediction)
+    if prediction.path == "b/4.png":
+        os.kill(os.getpid(), signal.SIGINT)
+rows._RowFile.write = interrupted
+app(["predict", {str(folder)!r}, "--model", {str(model)!r}, "--device", "cpu"])
+"""
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.strip().endswith("stopped; the same command with --resume goes on")
+    assert Path("predictions.csv.partial").exists()
+    arguments = ["predict", folder, "--model", model, "--device", "cpu", "--resume"]
+    resumed = subprocess.run(
+        [sys.executable, "-m", "edgecls.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 3, resumed.stderr
+    assert "rows were there already" in resumed.stdout
+    assert len(rows_of(Path("predictions.csv"))) == 41

@@ -21,7 +21,7 @@ from edgecls.runtime.ensemble import Ensemble, VoteOptions
 from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
 from edgecls.runtime.pipeline import Answered, Frame, Picture
 from edgecls.runtime.prediction import Prediction
-from edgecls.runtime.rows import RowsOptions, open_rows
+from edgecls.runtime.rows import RowsOptions, open_rows, partial_of
 from edgecls.runtime.sources import Source, SourceOptions, Sources, find_sources
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 from edgecls.runtime.tally import EnsembleReport, EnsembleTally, MemberReport, TtaReport, ViewTally
@@ -151,6 +151,10 @@ def predict(
         if options.rows.resume and sources.is_live:
             raise OptionError("--resume: a camera cannot be gone on with; leave it out")
         _keep_inputs(options, sources)
+        if options.rows.resume and options.rows.out and not partial_of(options.rows.out).exists():
+            on_note(
+                f"--resume: no rows of a stopped run beside {options.rows.out}, so this starts with the first input"
+            )
         on_start(sources.count)
         return _Prediction(options, model, sources, on_image).run()
 

@@ -61,6 +61,12 @@ class Rows(Protocol):
         ...
 
 
+def partial_of(out: Path) -> Path:
+    """Where rows are until the last one is written."""
+    out = out.resolve()
+    return out.with_name(f"{out.name}.partial")
+
+
 def columns(top_k: int, members: Sequence[str] = ()) -> list[str]:
     """Names of the columns, in order."""
     runners_up = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
@@ -167,8 +173,8 @@ class _RowFile:
         self, out: Path, options: RowsOptions, names: Sequence[str], members: Sequence[str], made_by: dict[str, Any]
     ) -> None:
         self._out, self._format, self._names, self._members = out, options.format, names, members
-        self._partial = out.with_name(f"{out.name}.partial")
-        self._record = out.with_name(f"{out.name}.partial.json")
+        self._partial = partial_of(out)
+        self._record = self._partial.with_name(f"{self._partial.name}.json")
         made_by = {"columns": list(names), "format": options.format, **made_by}
         self._made_by: dict[str, Any] = json.loads(json.dumps(made_by))  # as it will be read back
         self._resumes = options.resume
