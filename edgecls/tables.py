@@ -350,7 +350,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
 
 
 _N_LAYERS: Final = 15
-_NAME_WIDTH: Final = 34  # of a layer; names begin alike and end apart
+_NAME_WIDTH: Final = 28  # of a layer; names begin alike and end apart
 
 
 def benched(result: BenchResult) -> list[Table | Text]:
@@ -420,12 +420,8 @@ def _sweep(result: BenchResult) -> Table:
 
 def _how(result: BenchResult) -> str:
     lanes = {each.device in ("cpu", "openvino"): cell.n_lanes for each in result.contenders for cell in each.cells}
-    places = []
-    if True in lanes:
-        places.append(f"{lanes[True]} on the CPU")
-    if False in lanes:
-        places.append(f"{lanes[False]} on the GPU")
-    return f"ms: one call at a time, all cores. img/s: calls at a time: {', '.join(places)}"
+    places = [f"{n} on the {'CPU' if on_cpu else 'GPU'}" for on_cpu, n in sorted(lanes.items(), reverse=True)]
+    return f"ms: one call at a time; img/s: calls at a time, {', '.join(places)}"
 
 
 def _marked(text: str, is_best: bool) -> Text:
@@ -441,8 +437,8 @@ def _start_and_memory(contenders: Sequence[Contender]) -> Table:
     on_gpu = any(cell.gpu_memory_mb is not None for each in contenders for cell in each.cells)
     for name in ("precision", "backend"):
         table.add_column(name, no_wrap=True)
-    for name in ("file MB", "start ms", "MB", "MB, all lanes", *(["GPU MB"] if on_gpu else []), "top-1", "as FP32"):
-        table.add_column(name, justify="right")
+    for name in ("file\nMB", "start\nms", "MB", "MB, all\nlanes", *(["GPU\nMB"] if on_gpu else []), "top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in contenders:
         gpu = [_span(each.cells, lambda cell: cell.gpu_memory_mb)] if on_gpu else []
         table.add_row(
@@ -454,9 +450,8 @@ def _start_and_memory(contenders: Sequence[Contender]) -> Table:
             _span(each.cells, lambda cell: cell.lanes_peak_memory_mb),
             *gpu,
             percent(each.accuracy.top1) if each.accuracy else "-",
-            percent(each.accuracy.agreement) if each.accuracy and each.accuracy.agreement is not None else "-",
         )
-    table.caption = "start: opening to the first answer. MB: at the smallest to the largest batch"
+    table.caption = "start: opening to first answer; MB: peak, smallest to largest batch"
     return table
 
 
@@ -465,22 +460,23 @@ def _span(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> str:
     if not values:
         return "-"
     low, high = f"{values[0]:,.0f}", f"{values[-1]:,.0f}"
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}-{high}"
 
 
 def _layers(profile: LayerProfile) -> Table | Text:
-    name = f"{_PRECISION_NAMES[profile.precision]}, {profile.backend}"
+    of = f"{_PRECISION_NAMES[profile.precision]}, {profile.backend}"
     if not profile.layers:
-        return Text(f"Layers of {name}: {profile.note}")
+        return Text(f"Layers of {of}: {profile.note}")
     shown = profile.layers[:_N_LAYERS]
-    title = f"Layers of {name}, batch {profile.batch_size}"
+    title = f"Layers of {of}, batch {profile.batch_size}"
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     table.add_column("kind", overflow="fold")
     for layer in shown:
-        short = layer.name if len(layer.name) <= _NAME_WIDTH else "…" + layer.name[1 - _NAME_WIDTH :]
+        name = layer.name.removesuffix("/WithoutBiases")  # OpenVINO says so of every one
+        short = name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :]
         table.add_row(f"{layer.ms:.3f}", f"{layer.ms / profile.layers_ms:.1%}", Text(short), Text(layer.kind))
     part = math.fsum(layer.ms for layer in shown) / profile.layers_ms
     table.caption = (
