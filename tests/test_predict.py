@@ -254,7 +254,7 @@ def test_the_slower_lane_holds_the_bottleneck(loading: float, inferring: float, 
     times.add("read", 0.1)
     times.add("decode", loading)
     times.add("infer", inferring)
-    assert times.bottleneck(n_workers=2, n_lanes=1) == expected
+    assert times.bottleneck(n_threads=2, n_lanes=1) == expected
 
 
 def test_memory_is_bounded_however_many_files_there_are(

@@ -26,11 +26,14 @@ class Backend(Protocol):
         manifest: what the file says about itself.
         name: engine and device, for reports, e.g. `onnxruntime-cpu`.
         n_lanes: inferences that really run at the same time; calls beyond wait.
+        runs_in_caller: whether it computes in the calling thread. Else the caller only waits, and its core wants
+            somebody else to work on it.
     """
 
     manifest: Manifest
     name: str
     n_lanes: int
+    runs_in_caller: bool
 
     def infer(self, images: Pixels, times: StageTimes | None = None) -> NDArray[np.float32]:
         """(n, h, w, 3) uint8 RGB, n >= 1 -> logits (n, n_classes) float32.

@@ -68,9 +68,9 @@ class Classifier(Predictor):
         self.options, self.file = options, file
         self.member = Member.of(backend, options.tta)
         self.batch_size = options.batch_size or (CPU_BATCH_SIZE if backend.name.endswith("-cpu") else GPU_BATCH_SIZE)
-        threads = options.backend.threads
-        # where inferences take turns, one worker waits for its turn while the others keep all cores loading
-        self.n_workers = threads if backend.n_lanes >= threads else threads + 1
+        self.n_threads = options.backend.threads
+        # a worker that waits for an inference elsewhere leaves its core to one more worker
+        self.n_workers = self.n_threads + (0 if backend.runs_in_caller else backend.n_lanes)
         self._labels = self.manifest.labels
 
     @classmethod

@@ -71,6 +71,7 @@ class Ensemble(Predictor):
         ]
         self._tie_break = self._index_of(options.tie_break)
         self.weights = self._accuracies() if options.vote == "weighted" else None
+        self.n_threads = max(member.n_threads for member in members)
         self.n_workers = max(member.n_workers for member in members)
         self.n_lanes = min(member.n_lanes for member in members)
 

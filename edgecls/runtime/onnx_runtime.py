@@ -77,6 +77,7 @@ class OnnxRuntimeBackend:
         self.manifest = Manifest.from_json(text, source)
         self.name = f"onnxruntime-{device}"
         self.n_lanes = options.n_lanes if device == "cpu" else 1
+        self.runs_in_caller = device == "cpu"
         (given,), (answered,) = session.get_inputs(), session.get_outputs()
         dtype = given.type.removeprefix("tensor(").removesuffix(")")
         check_signature(source, self.manifest, dtype, given.shape[1:], *answered.shape[1:])

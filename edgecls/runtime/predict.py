@@ -282,7 +282,7 @@ class _Prediction:
             seconds=seconds,
             images_per_second=(self.images - self.resumed) / max(seconds, math.ulp(1.0)),
             stages=self.times.summaries(),
-            bottleneck=self.times.bottleneck(model.n_workers, model.n_lanes),
+            bottleneck=self.times.bottleneck(model.n_threads, model.n_lanes),
             peak_memory_mb=peak_memory_mb(),
             backend=_joined([member.backend_name for member in members]),
             precision=_joined([member.precision for member in members]),

@@ -57,22 +57,22 @@ class StageTimes:
         whole = sum(totals.values()) or 1.0
         return {stage: _summary(self._ms[stage], total / whole) for stage, total in totals.items()}
 
-    def bottleneck(self, n_workers: int, n_lanes: int) -> Stage | None:
+    def bottleneck(self, n_threads: int, n_lanes: int) -> Stage | None:
         """The stage to make faster first.
 
-        Workers take a batch the whole way, so the longest stage is the one. Where fewer inferences run at a time than
-        there are workers (a GPU), loading and answering are lanes beside one another: the slower one sets the pace,
-        and its longest stage counts.
+        Workers take a batch the whole way on a core, so the longest stage is the one. Where fewer inferences run at a
+        time than there are threads (a GPU), loading and answering are lanes beside one another: the slower one sets the
+        pace, and its longest stage counts.
         """
         totals: Mapping[Stage, float] = {stage: sum(times) for stage, times in self._ms.items() if times}
         if not totals:
             return None
         loading = _only(totals, LOADING)
         answering = _only(totals, [stage for stage in STAGES if stage not in LOADING])
-        if n_lanes >= n_workers or not (loading and answering):
+        if n_lanes >= n_threads or not (loading and answering):
             lane = dict(totals)
         else:
-            is_loading = sum(loading.values()) / n_workers > sum(answering.values()) / n_lanes
+            is_loading = sum(loading.values()) / n_threads > sum(answering.values()) / n_lanes
             lane = loading if is_loading else answering
         return max(lane, key=lambda stage: lane[stage])
 

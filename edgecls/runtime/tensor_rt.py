@@ -73,6 +73,7 @@ class TensorRtBackend:
     """An engine on a GPU, whose memory and every call belong to one thread; any thread may call `infer`."""
 
     n_lanes = 1
+    runs_in_caller = False
 
     def __init__(self, engine: Path, options: BackendOptions) -> None:
         """Open an engine with its record beside it. (The options are for CPUs and change nothing here.)
