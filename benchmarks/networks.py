@@ -105,14 +105,20 @@ def make_mobilenet(cache: Path) -> None:
         labels.write_text("\n".join(f"{index:03d}" for index in range(1000)))  # as the class folders of the photos
         mean, std = IMAGENET
         adopt(folder / "mobilenet_v2.onnx", folder / "run", "--labels", labels, "--mean", *mean, "--std", *std)
+        quantise(folder / "run")
+        shutil.move(folder / "run", cache / "mobilenet_v2")
+
+
+def quantise(run: Path) -> None:
+    """Add the INT8 files to a run of 1,000 classes with random weights, which have no accuracy to lose."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for name, chosen in (("calibration", photos()[::2]), ("validation", photos()[1::2])):
             for photo in chosen[:N_CALIBRATION]:
                 (folder / name / photo.parent.name).mkdir(parents=True, exist_ok=True)
                 (folder / name / photo.parent.name / photo.name).symlink_to(photo)
         images = ("--calibration", folder / "calibration", "--validation", folder / "validation")
-        gate = ("--max-drop", 100, "--min-speedup", 0)  # random weights have no accuracy to lose
-        edgecls("export", folder / "run", "--int8", *images, *gate, "--method", "minmax")
-        shutil.move(folder / "run", cache / "mobilenet_v2")
+        edgecls("export", run, "--int8", *images, "--max-drop", 100, "--min-speedup", 0, "--method", "minmax")
 
 
 def write_mobilenet(file: Path) -> None:
@@ -132,7 +138,7 @@ def write_mobilenet(file: Path) -> None:
 
 
 def yolo_run(cache: Path, ultralytics_python: Path, size: int = 224) -> tuple[Path, Path]:
-    """The ONNX file of yolo11n-cls as Ultralytics exports it, and the run that was adopted from it."""
+    """The ONNX file of yolo11n-cls as Ultralytics exports it, and the run adopted from it with its INT8 files."""
     cache.mkdir(parents=True, exist_ok=True)
     file, run = cache / f"yolo11n-cls-{size}.onnx", cache / f"yolo11n-cls-{size}"
     if not file.exists():
@@ -142,6 +148,8 @@ def yolo_run(cache: Path, ultralytics_python: Path, size: int = 224) -> tuple[Pa
             shutil.move(Path(temporary) / "yolo11n-cls.onnx", file)
     if not run.exists():
         adopt(file, run)
+    if not (run / "model.int8-cpu.onnx").exists():
+        quantise(run)
     return file, run
 
 

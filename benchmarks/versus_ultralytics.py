@@ -5,7 +5,8 @@
 
 yolo11n-cls with random weights, exported by Ultralytics to ONNX (FP32, dynamic batch). They run that very file
 through ONNX Runtime; edgecls runs what `edgecls adopt` makes of it, through ONNX Runtime too, and through OpenVINO
-where it is installed. EDGECLS_DATA has `imagenet-photos/<class index>/*.JPEG` and `cifar10/test`; the cases are the
+where it is installed; and the INT8 file that `edgecls export --int8` makes of that, which is what `predict` would take
+where it passes the gate. EDGECLS_DATA has `imagenet-photos/<class index>/*.JPEG` and `cifar10/test`; the cases are the
 photos at 224 px, CIFAR-10's 32-pixel JPEGs through the same network, and CIFAR-10 through one of 64 px.
 
 Theirs is `predict(source=list.txt, batch=32, stream=True, verbose=False, save=False)` in a process of their
@@ -51,8 +52,14 @@ from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.open_vino import has_openvino
 from edgecls.runtime.predict import PredictOptions, predict
 from edgecls.runtime.rows import RowsOptions
+from edgecls.runtime.selection import AskedPrecision
 
-OURS: dict[str, Device] = {"edgecls, ONNX Runtime": "cpu", "edgecls, OpenVINO": "openvino"}
+OURS: dict[str, tuple[Device, AskedPrecision]] = {
+    "edgecls, ONNX Runtime": ("cpu", "fp32"),
+    "edgecls, OpenVINO": ("openvino", "fp32"),
+    "edgecls, ONNX Runtime, INT8": ("cpu", "int8"),
+    "edgecls, OpenVINO, INT8": ("openvino", "int8"),
+}
 THEIRS = "Ultralytics, ONNX Runtime"
 
 _ULTRALYTICS = """
@@ -75,7 +82,7 @@ for line in sys.stdin:
 def with_their_pixels(run: Path, files: list[Path]) -> dict[str, str]:
     """What our graph answers to Pillow's antialiased resize."""
     labels = {}
-    with Classifier.open(run, device="cpu") as classifier:
+    with Classifier.open(run, device="cpu", precision="fp32") as classifier:
         preprocessing = classifier.manifest.preprocessing
         for batch in batches(files, 32):
             pixels = []
@@ -107,8 +114,8 @@ def compare(
                 assert len(answers[THEIRS]) == n, f"Ultralytics answered {len(answers[THEIRS])} of {n}"
                 return n / answer["seconds"]
 
-            def ours(name: str, device: Device) -> float:
-                how = ClassifierOptions(device=device)
+            def ours(name: str, device: Device, precision: AskedPrecision) -> float:
+                how = ClassifierOptions(precision, device)
                 report = predict(
                     PredictOptions((links[0].parent,), (str(run),), classifier=how, rows=RowsOptions(out=out))
                 )
@@ -119,8 +126,8 @@ def compare(
 
             contenders: dict[str, Callable[[], float]] = {THEIRS: theirs}
             contenders |= {
-                name: partial(ours, name, device)
-                for name, device in OURS.items()
+                name: partial(ours, name, device, precision)
+                for name, (device, precision) in OURS.items()
                 if device != "openvino" or has_openvino()
             }
             speeds = in_rounds(contenders, rounds)
@@ -129,7 +136,7 @@ def compare(
     def same_top1(name: str) -> float:
         return sum(answers[name][path] == label for path, label in answers[THEIRS].items()) / n
 
-    print(f"\n{title}, {n:,} images, yolo11n-cls at {size} px, FP32, {n_cores()} cores")
+    print(f"\n{title}, {n:,} images, yolo11n-cls at {size} px, {n_cores()} cores")
     for name, found in speeds.items():
         print(speed_line(name, found))
     for name, found in speeds.items():

@@ -98,7 +98,8 @@ def _jpeg(data: bytes) -> ImageHeader:
         position += 2 + length
     if size is None:
         raise ImageError("damaged: a JPEG without a frame header")
-    if data.find(b"\xff\xd9", position) < 0:  # compressed data never holds the end marker: 0xFF is stuffed
+    # compressed data never holds the end marker: 0xFF is stuffed. From the end: it is the last thing in most files
+    if data.rfind(b"\xff\xd9", position) < 0:
         raise ImageError(f"truncated: the JPEG data has no end, after {len(data)} bytes")
     return _checked("JPEG", size[0], size[1], orientation)
 
