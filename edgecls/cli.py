@@ -302,7 +302,7 @@ def predict(
     frame_step: Annotated[int, typer.Option(help="Of a video every how many-th frame.")] = 1,
     max_frames: Annotated[MaybeInt, typer.Option(help="Of a video or camera, at most.", show_default="all")] = None,
     out: Annotated[Optional[Path], typer.Option(help="File for the rows; - is standard output.", show_default="predictions.csv, .jsonl or .parquet")] = None,
-    row_format: Annotated[RowFormat, typer.Option("--format", help="Of the rows.")] = RowFormat.csv,
+    row_format: Annotated[Optional[RowFormat], typer.Option("--format", help="Of the rows.", show_default="by the name of --out, else csv")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that a killed run left.")] = False,
     submission: Annotated[Optional[Path], typer.Option(help="CSV file for file name and label.", show_default="none")] = None,
     sort_into: Annotated[Optional[Path], typer.Option(help="Folder that gets the images in a folder a label.", show_default="none")] = None,
@@ -327,14 +327,15 @@ def predict(
     from edgecls.runtime.sources import SourceOptions
     from edgecls.runtime.views import TtaOptions
 
-    rows = None if to_stdout else out or Path(f"predictions.{row_format.value}")
+    asked: Any = row_format.value if row_format else None
+    rows = None if to_stdout else out or Path(f"predictions.{asked or 'csv'}")
     options = library.PredictOptions(
         tuple(sources),
         tuple(model),
         ClassifierOptions(precision.value, device.value, batch_size, tta=TtaOptions.parse(tta, tta_combine.value)),
         VoteOptions(vote.value, tie_break),
         SourceOptions(labels, frame_step, max_frames),
-        RowsOptions(rows, row_format.value, resume),
+        RowsOptions(rows, asked, resume),
         OutputOptions(submission, sort_into, sort_by.value),
         top_k,
         min_confidence,

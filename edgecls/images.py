@@ -98,10 +98,12 @@ def read(path: str | Path) -> bytes:
         ImageError: missing, a folder, or not permitted.
     """
     try:
-        with open(path, "rb") as file:
+        with open(os.fspath(path), "rb") as file:
             return file.read()
     except IsADirectoryError as error:
         raise ImageError("it is a folder, not a file", str(path)) from error
+    except ValueError as error:  # a NUL, which no file name has
+        raise ImageError(f"cannot be read: {error}", str(path)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}", str(path)) from error
 

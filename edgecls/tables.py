@@ -233,7 +233,8 @@ def built(result: EngineResult) -> Table:
 
 def predicted(report: PredictReport) -> list[Table | str]:
     """Facts and the time of every stage; what the views and the members did, where there are several."""
-    return [_prediction_facts(report), _stages(report), *_views(report.tta), *_members(report.ensemble)]
+    stages = [_stages(report)] if report.stages else []
+    return [_prediction_facts(report), *stages, *_views(report.tta), *_members(report.ensemble)]
 
 
 def _prediction_facts(report: PredictReport) -> Table:
@@ -248,7 +249,8 @@ def _prediction_facts(report: PredictReport) -> Table:
         facts.add_row("skipped", f"{report.skipped:,} files that are not named like an image")
     if report.accuracy is not None:
         facts.add_row(
-            "accuracy", f"{with_interval(report.accuracy, report.labelled)} of {report.labelled:,} with a known label"
+            "accuracy",
+            f"{with_interval(report.accuracy, report.labelled)} of {report.labelled:,} answered with a known label",
         )
     facts.add_row("speed", f"{report.images_per_second:,.1f} img/s, {report.seconds:.2f} s in all")
     views = f", {report.n_views} views" if report.n_views > 1 else ""

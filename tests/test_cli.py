@@ -162,6 +162,9 @@ WRONG = [
     pytest.param(["predict", "x", "--min-confidence", "60"], 1, "from 0 to 1", id="per cent for a probability"),
     pytest.param(["predict", "x", "--frame-step", "0"], 1, "--frame-step 0", id="no frames"),
     pytest.param(["predict", "x", "--format", "xml"], 2, "xml", id="an unknown format"),
+    pytest.param(["predict", "x", "--vote", "soft"], 1, "are for several models", id="a vote of one"),
+    pytest.param(["predict", "x", "--tta-combine", "vote"], 1, "no views to combine", id="no views to combine"),
+    pytest.param(["predict", "x", "--format", "csv", "--out", "a.jsonl"], 1, "leave one out", id="two formats"),
 ]
 
 

@@ -67,7 +67,7 @@ def alone(model: Path, paths: Sequence[Path]) -> list[dict[str, float]]:
 def test_an_ensemble_answers_like_a_slow_loop_over_its_members(models: list[Path], photos: Path, vote: Any) -> None:
     paths = list(images.find_images(photos))
     members = [alone(model, paths) for model in models]
-    with Ensemble.open([str(model) for model in models], vote=vote, options=ON_CPU) as ensemble:
+    with Ensemble.open([str(model) for model in models], vote=vote, device="cpu") as ensemble:
         predictions = list(ensemble.predict(paths, top_k=3))
     differing = 0
     for index, prediction in enumerate(predictions):
@@ -92,7 +92,7 @@ def test_an_ensemble_answers_like_a_slow_loop_over_its_members(models: list[Path
 def test_a_tie_goes_to_the_member_that_is_named(models: list[Path], photos: Path) -> None:
     paths = list(images.find_images(photos))
     ties = 0
-    with Ensemble.open([str(m) for m in models], tie_break=str(models[2]), options=ON_CPU) as ensemble:
+    with Ensemble.open([str(m) for m in models], tie_break=str(models[2]), device="cpu") as ensemble:
         assert ensemble.options.tie_break == "c"
         for prediction in ensemble.predict(paths):
             if len(set(prediction.members)) == 3:
@@ -108,7 +108,7 @@ def test_every_file_is_read_and_decoded_once_for_all_members(
     plain_read, plain_decode = images.read, images.decode
     monkeypatch.setattr(images, "read", lambda path: read.append(path) or plain_read(path))
     monkeypatch.setattr(images, "decode", lambda *given: decoded.append(1) or plain_decode(*given))
-    with Ensemble.open([str(m) for m in models], options=ON_CPU) as ensemble:
+    with Ensemble.open([str(m) for m in models], device="cpu") as ensemble:
         assert len(list(ensemble.predict(images.find_images(photos)))) == 60
     assert (len(read), len(set(read)), len(decoded)) == (60, 60, 60)
 
@@ -124,7 +124,7 @@ def test_members_with_another_background_see_their_own(tmp_path: Path) -> None:
         )
         for name, level in (("white", 255), ("black", 0))
     ]
-    with Ensemble.open([str(file) for file in files], options=ON_CPU) as ensemble:
+    with Ensemble.open([str(file) for file in files], device="cpu") as ensemble:
         (prediction,) = ensemble.predict([clear])
     # what is white to one is black to the other: their logits have opposite signs
     assert prediction.members[0] != prediction.members[1]
@@ -191,10 +191,30 @@ def test_the_front_holds_what_nothing_is_both_better_and_faster_than() -> None:
     assert tally.only_wrong.tolist() == [1, 3]
 
 
+def test_pictures_that_are_all_broken_are_rows_too(models: list[Path], tmp_path: Path, in_empty_folder: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    for index in range(20):
+        (tmp_path / "broken" / f"{index}.jpg").write_bytes(b"no picture")
+    for vote in ("majority", "soft", "weighted"):
+        report = run(models, tmp_path / "broken", vote=vote)
+        assert (report.images, report.errors, report.accuracy) == (20, 20, None)
+    with Ensemble.open([str(model) for model in models], device="cpu") as ensemble:
+        (prediction,) = ensemble.predict(["nothing.jpg"])
+        assert (prediction.status, prediction.members) == ("error", ())
+
+
+def test_a_tie_breaker_may_be_named_by_any_path_to_it(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models[0].parent)
+    with Ensemble.open([str(model) for model in models], tie_break="./c.onnx", device="cpu") as ensemble:
+        assert ensemble.options.tie_break == "c"
+    with pytest.raises(OptionError, match="several models, got one"):
+        Ensemble.open(str(models[0]))
+
+
 def test_other_labels_are_an_error_that_names_them(tmp_path: Path, models: list[Path]) -> None:
     other = write_linear_model(tmp_path / "other.onnx", "abd")
     with pytest.raises(OptionError, match=r"other: other labels than the first model's: it lacks c; only it has d"):
-        Ensemble.open([str(models[0]), str(other)], options=ON_CPU)
+        Ensemble.open([str(models[0]), str(other)], device="cpu")
 
 
 BAD = [
@@ -207,13 +227,13 @@ BAD = [
 @pytest.mark.parametrize(("vote", "message"), BAD)
 def test_bad_votes_are_worded_with_the_flag(models: list[Path], vote: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Ensemble.open([str(model) for model in models[:2]], options=ON_CPU, **vote)
+        Ensemble.open([str(model) for model in models[:2]], device="cpu", **vote)
 
 
 def test_weights_need_a_measured_accuracy(tmp_path: Path, models: list[Path]) -> None:
     unmeasured = write_linear_model(tmp_path / "unmeasured.onnx")
     with pytest.raises(OptionError, match="unmeasured has none"):
-        Ensemble.open([str(models[0]), str(unmeasured)], vote="weighted", options=ON_CPU)
+        Ensemble.open([str(models[0]), str(unmeasured)], vote="weighted", device="cpu")
 
 
 def test_members_are_named_by_what_makes_them_differ(tmp_path: Path) -> None:
@@ -226,7 +246,7 @@ def test_members_are_named_by_what_makes_them_differ(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_is_closed_with_its_members(models: list[Path], photos: Path) -> None:
-    with Ensemble.open([str(model) for model in models[:2]], options=ON_CPU) as ensemble:
+    with Ensemble.open([str(model) for model in models[:2]], device="cpu") as ensemble:
         pass
     with pytest.raises(Exception, match="has been closed"):
         list(ensemble.predict(images.find_images(photos)))

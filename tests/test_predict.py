@@ -460,8 +460,13 @@ def test_misuse_from_python_is_worded(exported_run: Path) -> None:
             next(classifier.predict(["a.jpg"], top_k=0))
         with pytest.raises(ImageError, match=r"got uint8 \(0, 5, 3\)"):
             classifier.predict_arrays([np.zeros((0, 5, 3), np.uint8)])
+        assert next(classifier.predict(["a\0b.jpg"])).reason.startswith("cannot be read: ")
+        classifier.close()
     with pytest.raises(RunError, match="has been closed"):
         classifier.predict_arrays([np.zeros((5, 5, 3), np.uint8)])
+    for given, message in (({"device": "tpu"}, "--device tpu"), ({"precision": "int4"}, "int4"), ({"n_lanes": 0}, "0")):
+        with pytest.raises(OptionError, match=message):
+            Classifier.open(exported_run, **given)
 
 
 def test_nothing_to_predict_is_an_error(exported_run: Path, tmp_path: Path) -> None:

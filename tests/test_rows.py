@@ -176,16 +176,16 @@ def test_rows_of_other_models_options_or_inputs_are_not_mixed(
 ) -> None:
     interrupted(model, folder, 10)
     other = write_linear_model(tmp_path / "other.onnx", seed=5)
-    with pytest.raises(OptionError, match="made with another models"):
+    with pytest.raises(OptionError, match="differ in models"):
         run(other, folder, resume=True)
-    with pytest.raises(OptionError, match="made with another min_confidence"):
+    with pytest.raises(OptionError, match="differ in min_confidence"):
         run(model, folder, resume=True, min_confidence=0.4)
-    with pytest.raises(OptionError, match="made with another tta"):
+    with pytest.raises(OptionError, match="differ in tta"):
         run(model, folder, resume=True, classifier=ClassifierOptions(device="cpu", tta=TtaOptions(("flip",))))
-    with pytest.raises(OptionError, match="made with another columns"):
+    with pytest.raises(OptionError, match="differ in columns"):
         run(model, folder, resume=True, top_k=2)
     write_image(folder / "a" / "00.png", draw("checks", 1))
-    with pytest.raises(OptionError, match=r"row 2 was for 'a/3\.png', there the inputs have 'a/00\.png' now"):
+    with pytest.raises(OptionError, match=r"row 2 was for 'a/3\.png', and that input is 'a/00\.png' now"):
         run(model, folder, resume=True)
 
 
@@ -222,8 +222,8 @@ def test_a_killed_process_loses_and_repeats_no_row(model: Path, folder: Path, in
 
 def test_parquet_has_the_rows_of_the_csv(model: Path, folder: Path, in_empty_folder: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    run(model, folder, format="parquet", top_k=2)
-    table = parquet.read_table("rows.csv").to_pylist()
+    predict(PredictOptions((folder,), (str(model),), rows=RowsOptions(Path("rows.parquet")), top_k=2))
+    table = parquet.read_table("rows.parquet").to_pylist()
     run(model, folder, top_k=2)
     for one, other in zip(table, rows_of(Path("rows.csv")), strict=True):
         assert {name: "" if value is None else str(value) for name, value in one.items()} == {
@@ -266,11 +266,15 @@ def test_images_are_sorted_into_a_folder_a_label(
 ) -> None:
     write_image(folder / "b" / "0.png", draw("stripes", 77))  # a/0.png may get the same label
     sort = OutputOptions(sort_into=Path("sorted"), sort_by=sort_by)
-    for _ in range(2):  # the second time everything is there
+    write_image(folder / "c" / f"{'x' * 251}.png"[:255], draw("stripes", 78))  # as long as a name may be
+    interrupted(model, folder, 25, outputs=sort, min_confidence=0.5)
+    with pytest.raises(OptionError, match="--sort-into sorted is not empty"):
         run(model, folder, outputs=sort, min_confidence=0.5)
+    for _ in range(2):  # the second time everything is there
+        run(model, folder, outputs=sort, min_confidence=0.5, resume=True)
         rows = [row for row in rows_of(Path("rows.csv")) if row["status"] != "error"]
         found = sorted(path for path in Path("sorted").rglob("*") if path.is_file())
-        assert len(found) == len(rows) == 41
+        assert len(found) == len(rows) == 42
         assert all(path.is_symlink() == (sort_by == "link") for path in found)
         sorted_bytes = sorted((path.parent.name, path.read_bytes()) for path in found)
         assert sorted_bytes == sorted(
@@ -278,9 +282,36 @@ def test_images_are_sorted_into_a_folder_a_label(
         )
 
 
+def test_images_are_not_sorted_into_their_own_source(model: Path, folder: Path, in_empty_folder: Path) -> None:
+    for into in (folder, folder / "new"):
+        with pytest.raises(OptionError, match="lies in the source"):
+            run(model, folder, outputs=OutputOptions(sort_into=into))
+
+
+def test_every_file_name_is_one_row_of_the_csv(model: Path, tmp_path: Path, in_empty_folder: Path) -> None:
+    for index, name in enumerate(AWKWARD):
+        write_image(tmp_path / "awkward" / "x.png", draw("checks", index)).rename(tmp_path / "awkward" / name)
+    run(model, tmp_path / "awkward")
+    with Path("rows.csv").open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(AWKWARD)
+    assert {row["status"] for row in rows} == {"ok"}
+    interrupted(model, tmp_path / "awkward", len(AWKWARD))
+    kept = run(model, tmp_path / "awkward", resume=True)
+    assert kept.resumed == kept.images == len(AWKWARD)
+
+
+def test_the_name_of_the_file_tells_the_format() -> None:
+    assert RowsOptions(Path("a.jsonl")).kind == "jsonl"
+    assert RowsOptions(Path("a.parquet")).kind == "parquet"
+    assert RowsOptions(Path("a.txt")).kind == RowsOptions().kind == "csv"
+    with pytest.raises(OptionError, match=r"--format parquet with --out a\.csv"):
+        RowsOptions(Path("a.csv"), "parquet")
+
+
 def test_python_reads_the_same_answers_as_the_file(model: Path, folder: Path, in_empty_folder: Path) -> None:
-    run(model, folder, top_k=3, format="jsonl")
-    lines = [json.loads(line) for line in Path("rows.csv").read_text().splitlines()]
+    predict(PredictOptions((folder,), (str(model),), rows=RowsOptions(Path("rows.jsonl")), top_k=3))
+    lines = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     with Classifier.open(model, device="cpu") as classifier:
         predictions = list(classifier.predict([folder / line["path"] for line in lines], top_k=3))
     for line, each in zip(lines, predictions, strict=True):

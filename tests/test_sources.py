@@ -81,6 +81,11 @@ def test_a_list_on_standard_input_is_read_as_it_comes(here: Path, monkeypatch: p
     ]
 
 
+def test_names_that_end_with_nul_are_a_list_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("photos/checks/0.png\0photos/stripes/1.png\0"))
+    assert names("-") == ["photos/checks/0.png", "photos/stripes/1.png"]
+
+
 def test_several_sources_keep_their_order_and_folders_keep_their_name(here: Path) -> None:
     found = names("photos/stripes/5.png", "photos/checks")
     assert found[:2] == ["photos/stripes/5.png", "photos/checks/0.png"]

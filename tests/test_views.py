@@ -54,8 +54,8 @@ def test_the_number_of_views_is_what_the_name_says() -> None:
 def test_flips_are_flips_of_the_plain_view() -> None:
     plain, views = images.resize_and_crop(PICTURE, SMALL), views_of("flips")
     assert np.array_equal(views["mirror"].pixels(PICTURE, SMALL), plain[:, ::-1])
-    assert np.array_equal(views["flip"].pixels(PICTURE, SMALL), plain[::-1])
-    assert np.array_equal(views["mirror+flip"].pixels(PICTURE, SMALL), plain[::-1, ::-1])
+    assert np.array_equal(views["upside-down"].pixels(PICTURE, SMALL), plain[::-1])
+    assert np.array_equal(views["mirror+upside-down"].pixels(PICTURE, SMALL), plain[::-1, ::-1])
 
 
 def test_the_corner_crops_are_the_corners_of_the_resized_picture() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model
-from edgecls.runtime.backend import Backend, BackendOptions, Device
+from edgecls.runtime.backend import DEVICES, Backend, BackendOptions, Device
 from edgecls.runtime.pipeline import Answered, Member, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, one_a_picture, ranked, top_of
 from edgecls.runtime.selection import AskedPrecision, select
@@ -47,8 +47,16 @@ class ClassifierOptions:
     tta: TtaOptions = field(default_factory=TtaOptions)
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise OptionError(f"--batch-size {self.batch_size}: expected 1 or more")
+        for name in ("batch_size", "n_threads", "n_lanes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+        for flag, value, known in (
+            ("precision", self.precision, get_args(AskedPrecision)),
+            ("device", self.device, DEVICES),
+        ):
+            if value not in known:
+                raise OptionError(f"--{flag} {value}: expected one of {', '.join(known)}")
 
     @property
     def backend(self) -> BackendOptions:

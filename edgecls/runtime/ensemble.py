@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from edgecls.errors import OptionError, some
 from edgecls.manifest import Manifest
+from edgecls.runtime.backend import Device
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.pipeline import Answered, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, one_a_picture, ranked, top_of
+from edgecls.runtime.selection import AskedPrecision
 from edgecls.runtime.stages import StageTimes
+from edgecls.runtime.views import Combine, TtaOptions
 from edgecls.runtime.votes import Floats, Vote, agreement, entropy, majority, soft
 
 PROBABILITY: Final = "probability"
@@ -82,25 +85,45 @@ class Ensemble(Predictor):
         *,
         vote: Vote = "majority",
         tie_break: str = PROBABILITY,
-        options: ClassifierOptions | None = None,
+        precision: AskedPrecision = "auto",
+        device: Device = "auto",
+        batch_size: int | None = None,
+        n_threads: int | None = None,
+        n_lanes: int | None = None,
+        tta: str | None = None,
+        tta_combine: Combine = "probability",
         on_note: Callable[[str], None] = lambda line: None,
     ) -> Ensemble:
         """Open two or more models, each as `Classifier.open` does.
 
         Args:
-            models: run folders, ONNX files or engines; `tie_break` may name one of them as it stands here.
-            options: for every member.
+            models: run folders, ONNX files or engines; `tie_break` may name one of them.
+            vote, tie_break: as in `VoteOptions`; the others as in `Classifier.open`, for every member.
 
         Raises:
             RunError, MissingExtra: as `Classifier.open`.
             OptionError: likewise, or as `Ensemble`.
         """
-        how = VoteOptions(vote, tie_break)
-        given = [str(model) for model in models]
-        names = member_names(given)
-        if tie_break in given:
-            how = replace(how, tie_break=names[given.index(tie_break)])
-        options = options or ClassifierOptions()
+        views = TtaOptions.parse(tta, tta_combine)
+        options = ClassifierOptions(precision, device, batch_size, n_threads, n_lanes, views)
+        return cls.of(models, VoteOptions(vote, tie_break), options, on_note=on_note)
+
+    @classmethod
+    def of(
+        cls,
+        models: Sequence[str | Path],
+        how: VoteOptions,
+        options: ClassifierOptions,
+        *,
+        on_note: Callable[[str], None] = lambda line: None,
+    ) -> Ensemble:
+        """As `open`, with the options in two."""
+        if isinstance(models, (str, Path)):
+            raise OptionError(f"an ensemble takes several models, got one: {str(models)!r}")
+        names = member_names([str(model) for model in models])
+        at = [Path(model).resolve() for model in models]
+        if Path(how.tie_break).resolve() in at:
+            how = replace(how, tie_break=names[at.index(Path(how.tie_break).resolve())])
         with ExitStack() as opened:
             members = [opened.enter_context(Classifier.of(model, options, on_note=on_note)) for model in models]
             ensemble = cls(members, names, how)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import cv2
 
@@ -17,6 +16,7 @@ from edgecls.errors import OptionError, RunError
 from edgecls.runs import atomic_path
 from edgecls.runtime.pipeline import Frame, Picture
 from edgecls.runtime.prediction import Prediction
+from edgecls.runtime.rows import CsvTable
 
 SortBy = Literal["copy", "link"]
 
@@ -47,7 +47,7 @@ class OutputOptions:
 class Outputs:
     """Takes every prediction with its picture."""
 
-    def __init__(self, options: OutputOptions, table: Any) -> None:
+    def __init__(self, options: OutputOptions, table: CsvTable | None) -> None:
         self._options, self._table = options, table
 
     def add(self, picture: Picture, prediction: Prediction) -> None:
@@ -55,7 +55,7 @@ class Outputs:
         RunError: a file cannot be copied or linked.
         """
         if self._table:
-            self._table.writerow([os.path.basename(prediction.path), prediction.label])
+            self._table.write([os.path.basename(prediction.path), prediction.label])
         if self._options.sort_into and prediction.status != "error":
             try:
                 self._sort(self._options.sort_into, picture, prediction)
@@ -77,8 +77,9 @@ class Outputs:
         if self._options.sort_by == "link":
             target.symlink_to(os.path.abspath(picture))
         else:
-            with atomic_path(target) as partial:
-                shutil.copy2(picture, partial)
+            partial = folder / f".{os.getpid()}.partial"  # a kill leaves no half a picture under the picture's name
+            shutil.copy2(picture, partial)
+            os.replace(partial, target)
 
 
 def _free(folder: Path, name: str, picture: Path, sort_by: SortBy) -> Path | None:
@@ -115,6 +116,6 @@ def open_outputs(options: OutputOptions) -> Iterator[Outputs]:
         atomic_path(options.submission) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["filename", "label"])
+        table = CsvTable(file)
+        table.write(["filename", "label"])
         yield Outputs(options, table)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgecls.datasets import ClassNames
-from edgecls.errors import ImageError, OptionError
+from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.manifest import Precision
 from edgecls.runs import LATEST, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
@@ -64,6 +64,8 @@ class PredictOptions:
             raise OptionError("no model: name a run folder or a model file")
         if self.top_k < 1:
             raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
+        if len(self.models) == 1 and self.vote != VoteOptions():
+            raise OptionError("--vote and --tie-break are for several models: repeat --model, or leave them out")
         if not 0 <= self.min_confidence <= 1:
             raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
         written = [(file.resolve(), flag) for file, flag in self.written]
@@ -163,8 +165,7 @@ def _open(options: PredictOptions, on_note: Callable[[str], None]) -> Classifier
     how = options.classifier
     if len(options.models) == 1:
         return Classifier.of(options.models[0], how, on_note=on_note)
-    vote = options.vote
-    return Ensemble.open(options.models, vote=vote.vote, tie_break=vote.tie_break, options=how, on_note=on_note)
+    return Ensemble.of(options.models, options.vote, how, on_note=on_note)
 
 
 class _Prediction:
@@ -203,6 +204,8 @@ class _Prediction:
             except KeyboardInterrupt:
                 if not self.sources.is_live:  # a camera has no other end
                     raise
+            if not self.images:
+                raise DatasetError("nothing to predict: standard input or the video ended before its first picture")
         return self._report(time.perf_counter() - started)
 
     def _made_by(self) -> dict[str, Any]:
@@ -221,10 +224,10 @@ class _Prediction:
 
     def _keep(self, source: Source | None, prediction: Prediction, outputs: Outputs) -> None:
         if source is None or source.name != prediction.path:
-            now = source.name if source else "nothing"
+            now = f"that input is {source.name!r} now" if source else f"there are only {self.images} inputs now"
             raise OptionError(
-                f"--resume: row {self.images + 1} was for {prediction.path!r}, there the inputs have {now!r} now; "
-                "they have changed: start again without --resume"
+                f"--resume: row {self.images + 1} was for {prediction.path!r}, and {now}; "
+                "the inputs have changed: start again without --resume"
             )
         self.resumed += 1
         self._count(source, prediction, outputs)
@@ -339,7 +342,13 @@ def _joined(values: Sequence[str]) -> str:
 
 
 def _keep_inputs(options: PredictOptions, sources: Sources) -> None:
-    """Nothing that is read may be written over."""
+    """Nothing that is read may be written over, nor sorted into: the copies would be inputs of the next run."""
+    into = options.outputs.sort_into
+    for given in map(Path, options.sources):
+        if into and given.is_dir() and into.resolve().is_relative_to(given.resolve()):
+            raise OptionError(f"--sort-into {into} lies in the source {given}; name a folder elsewhere")
+    if into and into.is_dir() and any(into.iterdir()) and not options.rows.resume:
+        raise OptionError(f"--sort-into {into} is not empty: old answers would stay among the new; name another folder")
     if sources.count is None:
         return
     for written, flag in options.written:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -106,6 +107,15 @@ class Predictor(ABC):
     @abstractmethod
     def predictions(self, answered: Answered, top_k: int) -> list[Prediction]:
         """One for each picture of a batch, in order."""
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def close(self) -> None:
+        """Give the models' memory back, as the end of a `with` block does."""
+        self.__exit__(None, None, None)
 
     def predict(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Protocol, TextIO, cast
+from typing import Any, BinaryIO, Final, Literal, Protocol, TextIO, cast, get_args
 
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.runs import atomic_path, write_json
@@ -32,18 +32,29 @@ _PARQUET_ROWS: Final = 10_000  # a row group: what is in memory before it is wri
 class RowsOptions:
     """Attributes:
     out: the file, which appears when the last row is written; None is standard output.
-    format: of the rows.
+    format: of the rows; None is what the name of the file says, else csv.
     resume: go on with the rows that a killed run left.
     """
 
     out: Path | None = None
-    format: Format = "csv"
+    format: Format | None = None
     resume: bool = False
 
+    @property
+    def kind(self) -> Format:
+        """The format, told by the name of the file where it was not given."""
+        suffix = self.out.suffix.lower().lstrip(".") if self.out else ""
+        return self.format or (cast(Format, suffix) if suffix in get_args(Format) else "csv")
+
     def __post_init__(self) -> None:
+        suffix = self.out.suffix.lower().lstrip(".") if self.out else ""
+        if self.format and suffix in get_args(Format) and suffix != self.format:
+            raise OptionError(
+                f"--format {self.format} with --out {self.out}: leave one out, or name the file .{self.format}"
+            )
         if self.resume and self.out is None:
             raise OptionError("--resume: rows on standard output cannot be gone on with; give --out a file name")
-        if self.format == "parquet" and (self.resume or self.out is None):
+        if self.kind == "parquet" and (self.resume or self.out is None):
             raise OptionError("--format parquet: has no rows before its end; give --out a file name, and no --resume")
 
 
@@ -119,16 +130,31 @@ def open_rows(
     if len(set(names)) < len(names):
         raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
     if options.out is None:
-        yield _TextRows(sys.stdout, options.format, names, members)
+        yield _TextRows(sys.stdout, options.kind, names, members)
         sys.stdout.flush()
         return
     out = options.out.resolve()  # a link is written through, not replaced
-    if options.format == "parquet":
+    if options.kind == "parquet":
         with atomic_path(out) as partial, _ParquetRows(partial, names, members) as rows:
             yield rows
         return
     with _RowFile(out, options, names, members, dict(made_by or {})) as kept_rows:
         yield kept_rows
+
+
+class CsvTable:
+    """Rows of a CSV whose lines end with a line feed.
+
+    The csv module quotes a carriage return only where lines end with one, and reads an unquoted one as a line's end.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._plain = csv.writer(file, lineterminator="\n")
+        self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(self, cells: Sequence[Any]) -> None:
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (self._quoted if has_return else self._plain).writerow(cells)
 
 
 class _TextRows:
@@ -138,9 +164,9 @@ class _TextRows:
         self, file: TextIO, format: Format, names: Sequence[str], members: Sequence[str], has_header: bool = False
     ) -> None:
         self._file, self._names, self._members = file, names, members
-        self._table = csv.DictWriter(file, names, restval="", lineterminator="\n") if format == "csv" else None
+        self._table = CsvTable(file) if format == "csv" else None
         if self._table and not has_header:
-            self._table.writeheader()
+            self._table.write(names)
 
     def kept(self) -> Iterator[Prediction]:
         return iter(())
@@ -148,7 +174,7 @@ class _TextRows:
     def write(self, prediction: Prediction) -> None:
         values = row(prediction, self._members)
         if self._table:
-            self._table.writerow(values)
+            self._table.write([values.get(name) for name in self._names])
             return
         in_order = {name: values.get(name) for name in self._names}
         # JSON is Unicode: names that are other bytes are escaped
@@ -172,10 +198,10 @@ class _RowFile:
     def __init__(
         self, out: Path, options: RowsOptions, names: Sequence[str], members: Sequence[str], made_by: dict[str, Any]
     ) -> None:
-        self._out, self._format, self._names, self._members = out, options.format, names, members
+        self._out, self._format, self._names, self._members = out, options.kind, names, members
         self._partial = partial_of(out)
         self._record = self._partial.with_name(f"{self._partial.name}.json")
-        made_by = {"columns": list(names), "format": options.format, **made_by}
+        made_by = {"columns": list(names), "format": options.kind, **made_by}
         self._made_by: dict[str, Any] = json.loads(json.dumps(made_by))  # as it will be read back
         self._resumes = options.resume
         self._file: BinaryIO
@@ -211,14 +237,18 @@ class _RowFile:
     def _check_record(self) -> None:
         try:
             known = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
+        except (OSError, ValueError) as error:
+            self._file.close()
+            raise OptionError(
+                f"--resume: {self._record.name} is missing or damaged, so what made the rows of the stopped run is "
+                "unknown; start again without --resume"
+            ) from error
         differing = sorted(name for name in {*known, *self._made_by} if known.get(name) != self._made_by.get(name))
         if differing:
             self._file.close()
             raise OptionError(
-                f"--resume: the rows in {self._partial} were made with another {', '.join(differing)}; give the same "
-                "models and options, or start again without --resume"
+                f"--resume: the rows in {self._partial} were made otherwise, they differ in {', '.join(differing)}; "
+                "give the same models and options, or start again without --resume"
             )
 
     def kept(self) -> Iterator[Prediction]:

@@ -245,6 +245,10 @@ def _measured(run: Path) -> _Measured:
 def _fastest(
     path: Path, candidates: Sequence[Candidate], options: BackendOptions, on_note: Callable[[str], None]
 ) -> Candidate:
+    if path.is_file():
+        manifest_of_onnx(
+            path.read_bytes(), str(path)
+        )  # before every engine says in its own way that it is none of ours
     key = _key(candidates, options)
     known = _read_cache()
     speeds = known.get(key)

@@ -230,7 +230,9 @@ def _csv_list(path: Path, classes: ClassNames) -> _Part:
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in lines if line.strip())
+    """Paths, each on a line of its own or, as `find -print0` writes them, each ended by a NUL."""
+    names = (name.rstrip("\r\n") for line in lines for name in line.split("\0"))
+    return (name for name in names if name.strip())
 
 
 def _listed(names: Iterable[str], root: Path, classes: ClassNames) -> Iterator[Source]:

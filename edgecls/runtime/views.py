@@ -102,7 +102,7 @@ def _whole(pixels: float) -> int:
 
 
 _MIRROR: Final = View("mirror", is_mirrored=True)
-_FLIPPED: Final = View("flip", is_upside_down=True)
+_FLIPPED: Final = View("upside-down", is_upside_down=True)
 
 
 def _five_crop(own: Preprocessing) -> list[View]:
@@ -151,6 +151,8 @@ class TtaOptions:
         unknown = [name for name in self.families if name not in FAMILIES]
         if unknown:
             raise OptionError(f"--tta {','.join(unknown)}: expected views out of {', '.join(FAMILIES)}")
+        if self.combine != "probability" and not self.families:
+            raise OptionError(f"--tta-combine {self.combine}: there are no views to combine; name some with --tta")
         if self.combine not in get_args(Combine):
             raise OptionError(f"--tta-combine {self.combine}: expected one of {', '.join(get_args(Combine))}")
 

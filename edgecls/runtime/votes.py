@@ -46,7 +46,8 @@ def majority(
 
 def soft(probabilities: Floats, weights: Sequence[float] | None = None) -> NDArray[np.float64]:
     """Mean probability over the voters, weighted if need be: (n_voters, n, n_classes) -> (n, n_classes)."""
-    return np.average(probabilities.astype(np.float64), axis=0, weights=weights)
+    shares = np.ones(len(probabilities)) if weights is None else np.asarray(weights, np.float64)
+    return np.tensordot(shares / shares.sum(), probabilities.astype(np.float64), axes=1)
 
 
 def agreement(probabilities: Floats, winners: NDArray[np.int64]) -> NDArray[np.float64]:
