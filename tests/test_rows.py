@@ -323,6 +323,7 @@ def test_ctrl_c_ends_the_command_and_says_how_to_go_on(model: Path, folder: Path
     code = f"""
 import edgecls.runtime.rows as rows, os, signal
 from edgecls.cli import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 write = rows._RowFile.write
 def interrupted(self, prediction):
     write(self, prediction)
