@@ -45,7 +45,7 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": options.n_lanes,
             "INFERENCE_NUM_THREADS": options.threads,
-            # bound to a core each, its threads meet our decoding there while another core idles: 9 % slower
+            # bound to a core each, its threads meet our decoding there while another core idles
             "ENABLE_CPU_PINNING": False,
         }
         try:

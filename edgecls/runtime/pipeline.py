@@ -1,8 +1,8 @@
 """Pictures to answers at the speed of the machine: read, decode, resize and infer, with all cores on it.
 
 A few workers each take a batch the whole way, from the files to the probabilities, in a buffer of their own. On a CPU
-a worker infers with one thread, so that no core waits for another: a tenth to a seventh faster than decoding threads
-in front of an inference with all cores (benchmarks/pipeline_layouts.py). On a GPU, whose inferences take turns, the
+a worker infers with one thread, so that no core waits for another: faster than decoding threads in front of an
+inference with all cores (benchmarks/pipeline_layouts.py compares them). On a GPU, whose inferences take turns, the
 other workers load meanwhile, which is the classic pipeline. OpenCV and the engines release the interpreter lock.
 """
 
