@@ -1,0 +1,234 @@
+"""What to train, on what and how: every option of `edgecls train`, in parts. Imports no torch, so `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from edgecls.errors import OptionError
+from edgecls.options import option
+
+SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
+TIMM_PREFIX: Final = "timm/"
+IMAGENET: Final = "imagenet"
+NONE: Final = "none"
+TRACKERS: Final = ("mlflow", "wandb")
+
+Device = Literal["auto", "cpu", "cuda"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["cosine", "onecycle", "linear", "step", "plateau", "constant"]
+BatchNorm = Literal["conv", "block", "none"]
+Balance = Literal["none", "weights", "sampling"]
+Cache = Literal["auto", "ram", "none"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ClassicalName = Literal["logistic", "svm", "random-forest", "boosting", "xgboost"]
+
+
+def _expect(holds: bool, flag: str, value: object, expected: str) -> None:
+    if not holds:
+        raise OptionError(f"--{flag} {value}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Network."""
+
+    model: str = option(
+        "efficientnet_lite0", "linear, mlp, cnn, resnet9, airbench, efficientnet_lite0, a torchvision classifier, or "
+        "timm/NAME."
+    )  # fmt: skip
+    weights: str | None = option(None, "imagenet, none, or a state dict file.", shown="imagenet; none from scratch")
+    image_size: int | None = option(
+        None, "Side of the square input in pixels.", shown="the weights' own; from scratch the photos', 32 to 128"
+    )
+    width: int | None = option(
+        None, "Channels of the first layer of cnn, resnet9 and airbench.", shown="16; 32 for airbench"
+    )
+    blocks: int | None = option(None, "Blocks of cnn, each ending in a pooling.", shown="until the map is 4 px a side")
+    convs: int = option(2, "Convolutions in each block of cnn.")
+    batch_norm: BatchNorm = option("conv", "Batch norm of cnn: after every conv, once a block, or none.")
+    hidden: tuple[int, ...] | None = option(
+        None, "Widths of the fully connected layers before the logits, such as 512,256.",
+        shown="512,256,128 for mlp, else none",
+    )  # fmt: skip
+    dropout: float | None = option(
+        None, "Share of the inputs of every fully connected layer that is dropped.",
+        shown="0.5 while the backbone is frozen, 0.2 for mlp and cnn, else 0",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.model in SCRATCH and self.weights == IMAGENET:
+            raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
+        _expect(self.image_size is None or 8 <= self.image_size <= 1024, "image-size", self.image_size, "8 to 1024 pixels")
+        _expect(self.width is None or self.width >= 1, "width", self.width, "1 or more channels")
+        _expect(self.blocks is None or 1 <= self.blocks <= 8, "blocks", self.blocks, "1 to 8")
+        _expect(1 <= self.convs <= 8, "convs", self.convs, "1 to 8")
+        widths = self.hidden or ()
+        _expect(all(width >= 1 for width in widths), "hidden", ",".join(map(str, widths)), "widths of 1 or more")
+        _expect(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
+
+    @property
+    def resolved_weights(self) -> str:
+        return self.weights or (NONE if self.model in SCRATCH else IMAGENET)
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """Transfer from trained weights."""
+
+    freeze_epochs: int | None = option(
+        None, "How many epochs train the new head alone.", shown="10 with trained weights, else 0"
+    )
+    unfreeze: str = option("all", "What is trained afterwards: all, last:N stages, or from a named stage on.")
+    fine_tune_lr: float | None = option(
+        None, "Peak learning rate once the backbone is unfrozen.", shown="a third of --lr, or 0.001"
+    )
+    layer_decay: float = option(1.0, "Rate of each stage as a share of the next one's, towards the input.")
+
+    def __post_init__(self) -> None:
+        _expect(self.freeze_epochs is None or self.freeze_epochs >= 0, "freeze-epochs", self.freeze_epochs, "0 or more")
+        rate = self.fine_tune_lr
+        _expect(rate is None or 0 < rate < 100, "fine-tune-lr", rate, "a number above 0 and below 100")
+        _expect(0 < self.layer_decay <= 1, "layer-decay", self.layer_decay, "a number above 0 and at most 1")
+        number = self.unfreeze.removeprefix("last:")
+        is_count = number == self.unfreeze or (number.isdecimal() and int(number) > 0)
+        _expect(bool(self.unfreeze) and is_count, "unfreeze", self.unfreeze, "all, last:N with N of 1 or more, or a stage")
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Recipe."""
+
+    epochs: int = option(15, "Passes over the training images, at most.")
+    batch_size: int | None = option(None, "Images a step, over all devices.", shown="128 up to 64 px, else 32")
+    lr: float | None = option(
+        None, "Peak learning rate of the first phase; `auto` looks for it.",
+        shown="0.003; from scratch 0.1, for airbench 0.4, at batch 128",
+    )  # fmt: skip
+    optimizer: Optimizer | None = option(None, "sgd (Nesterov), adam or adamw.", shown="sgd from scratch, else adamw")
+    momentum: float = option(0.9, "Of sgd.")
+    weight_decay: float | None = option(
+        None, "Of kernels and matrices; norms and biases have none.", shown="0.0005 for sgd, 0.05 for adamw, 0 for adam"
+    )
+    schedule: Schedule = option("cosine", "How the rate falls after warm-up; onecycle moves the momentum too.")
+    warmup: float = option(0.2, "Share of the steps in which the rate rises to its peak.")
+    label_smoothing: float = option(0.1, "Share of each target spread over all classes.")
+    balance: Balance = option("none", "For uneven classes: weigh the loss, or draw the classes equally often.")
+    clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.")
+    accumulate: int = option(1, "Batches whose gradients make one step.")
+    ema: float = option(0.0, "Decay of a moving average of the weights, such as 0.99, that is kept; 0 for none.")
+    patience: int = option(10, "Epochs without a better validation accuracy before a phase stops; 0 never stops.")
+    find_lr: bool = option(False, "Look for the peak learning rate first (learning-rate range test).")
+
+    def __post_init__(self) -> None:
+        _expect(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        size = self.batch_size
+        _expect(size is None or size >= 2, "batch-size", size, "2 or more; batch norm cannot train on one")
+        _expect(self.lr is None or 0 < self.lr < 100, "lr", self.lr, "a number above 0 and below 100")
+        _expect(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and below 1")
+        decay = self.weight_decay
+        _expect(decay is None or 0 <= decay < 1, "weight-decay", decay, "0 or more and below 1")
+        _expect(0 <= self.warmup < 1, "warmup", self.warmup, "0 or more and below 1")
+        _expect(0 <= self.label_smoothing < 1, "label-smoothing", self.label_smoothing, "0 or more and below 1")
+        _expect(self.clip >= 0, "clip", self.clip, "0 or more")
+        _expect(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
+        _expect(0 <= self.ema < 1, "ema", self.ema, "0 or more and below 1")
+        _expect(self.patience >= 0, "patience", self.patience, "0 (never stop) or more")
+        if self.find_lr and self.lr is not None:
+            raise OptionError("--find-lr with --lr: the one looks for what the other says; leave one of them out")
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Augmentation."""
+
+    augment: tuple[str, ...] | None = option(
+        None, "none, shift, light, standard, trivial, augmix; or by name: crop, flip, rotate, affine, colour, blur.",
+        shown="light up to 64 px, else standard",
+    )  # fmt: skip
+    mixup: float = option(0.0, "Mix pairs of pictures; the parameter of the beta distribution, such as 0.2.")
+    cutmix: float = option(0.0, "Paste a part of another picture; the same parameter, such as 1.")
+    erase: float = option(0.0, "Share of the pictures of which a random rectangle is erased.")
+
+    def __post_init__(self) -> None:
+        _expect(self.mixup >= 0, "mixup", self.mixup, "0 or more")
+        _expect(self.cutmix >= 0, "cutmix", self.cutmix, "0 or more")
+        _expect(0 <= self.erase <= 1, "erase", self.erase, "0 to 1")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data."""
+
+    val_fraction: float = option(0.2, "Share of each class that validates where the data has no val split.")
+    folds: int = option(0, "Cross-validate: that many stratified folds, whose models form an ensemble; 0 for none.")
+    cache: Cache = option("auto", "Keep decoded pictures in memory: where they fit, always, or never.")
+    seed: int = option(0, "Of the split, the new weights, the order and the augmentation.")
+
+    def __post_init__(self) -> None:
+        _expect(0 < self.val_fraction < 1, "val-fraction", self.val_fraction, "a number above 0 and below 1")
+        _expect(self.folds == 0 or self.folds >= 2, "folds", self.folds, "0 (no folds) or 2 and more")
+        _expect(0 <= self.seed < 2**32, "seed", self.seed, f"0 to {2**32 - 1}")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Another model to start or learn from."""
+
+    extend: str | None = option(None, "A run whose classes are kept while those of DATA are added.", shown="none")
+    teacher: str | None = option(None, "A run whose answers are learnt beside the labels (distillation).", shown="none")
+    temperature: float = option(4.0, "What both logits are divided by when the teacher's answers are learnt.")
+    teacher_weight: float = option(0.7, "Share of the loss that the teacher's answers have.")
+    features: str | None = option(None, "A run or model whose features --classifier learns from.", shown="none")
+    classifier: ClassicalName | None = option(None, "A scikit-learn classifier on --features.", shown="none")
+
+    def __post_init__(self) -> None:
+        _expect(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        _expect(0 < self.teacher_weight <= 1, "teacher-weight", self.teacher_weight, "above 0 and at most 1")
+        if (self.features is None) != (self.classifier is None):
+            raise OptionError("--features and --classifier go together: --features RUN --classifier svm")
+        given = [name for name in ("extend", "teacher", "features") if getattr(self, name)]
+        if len(given) > 1 and "features" in given:
+            raise OptionError(f"--features trains no network, so it does not go with --{given[0]}")
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Machine."""
+
+    device: Device = option("auto", "Where to train; auto is a CUDA GPU where there is one.")
+    devices: int = option(1, "GPUs, or processes on a CPU, of each machine.")
+    nodes: int = option(1, "Machines, each started by torchrun or SLURM.")
+    strategy: str = option("auto", "Lightning's: auto, or ddp, fsdp, ... for more than one device.")
+    precision: Precision = option("auto", "auto is what trains fastest here.")
+    track: tuple[str, ...] = option((), "Trackers besides TensorBoard and CSV: mlflow, wandb.")
+
+    def __post_init__(self) -> None:
+        _expect(self.devices >= 1, "devices", self.devices, "1 or more")
+        _expect(self.nodes >= 1, "nodes", self.nodes, "1 or more")
+        unknown = [name for name in self.track if name not in TRACKERS]
+        _expect(not unknown, "track", ",".join(unknown), " or ".join(TRACKERS))
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `edgecls train` does; a value of None is chosen as its help line says."""
+
+    data: Path = option(Path("data"), "Class folders, train/val/test folders, or a CSV (path,label).")
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
+    data_use: DataOptions = field(default_factory=DataOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-<model>")
+
+    def __post_init__(self) -> None:
+        frozen = self.transfer.freeze_epochs
+        _expect(
+            frozen is None or frozen <= self.recipe.epochs, "freeze-epochs", frozen, f"0 to --epochs ({self.recipe.epochs})"
+        )
+        if frozen and self.network.resolved_weights == NONE and not self.source.extend:
+            raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
