@@ -126,7 +126,8 @@ def _short(value: float) -> str:
 def training_steps(table: Table) -> None:
     import torch
 
-    from edgecls.train.models import BuildOptions, build
+    from edgecls.train.models import build
+    from edgecls.train.options import NetworkOptions
 
     for model, size, batch in TRAINED:
         group = f"train {model} {size} px"
@@ -137,7 +138,7 @@ def training_steps(table: Table) -> None:
         for precision in ("fp32", "bf16 autocast"):
             with table.attempt(group, precision):
                 torch.manual_seed(0)
-                classifier, _ = build(BuildOptions(model, size_hw=(size, size), width=64), N_CLASSES)
+                classifier, _ = build(NetworkOptions(model, "none", width=64), N_CLASSES, (size, size))
                 network = classifier.cuda().to(memory_format=torch.channels_last).train()
                 optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
                 images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device="cuda")
@@ -167,11 +168,12 @@ def write_models(folder: Path, table: Table) -> tuple[Any, dict[str, Path]]:
     import torch
 
     from edgecls.export.onnx import onnx_from_checkpoint
-    from edgecls.train.models import BuildOptions, build
+    from edgecls.train.models import build
+    from edgecls.train.options import NetworkOptions
 
     model, size = INFERRED
     torch.manual_seed(0)
-    classifier, preprocessing = build(BuildOptions(model, size_hw=(size, size)), N_CLASSES)
+    classifier, preprocessing = build(NetworkOptions(model, "none"), N_CLASSES, (size, size))
     settle(torch, classifier, size)
     labels = tuple(f"class {index}" for index in range(N_CLASSES))
     manifest = Manifest(labels, replace(preprocessing, crop_fraction=1.0), model)

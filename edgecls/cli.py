@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -16,6 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError
+from edgecls.flags import flags
+from edgecls.train.options import TrainOptions
 from edgecls.version import __version__
 
 if TYPE_CHECKING:
@@ -52,12 +55,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="From a folder of labelled photos to an INT8 classifier on the device: train, export, predict.",
 )
-
-
-class TrainDevice(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Device(str, Enum):
@@ -160,22 +157,11 @@ def _root(
 
 
 @app.command()
+@flags(TrainOptions, arguments=("data",))
 def train(
-    data: Annotated[Path, typer.Argument(help="Class folders, train/val/test folders, or a CSV (path,label).")] = Path("data"),
-    model: Annotated[str, typer.Option(help="efficientnet_lite0, cnn, resnet9, a torchvision classifier, or timm/NAME.")] = "efficientnet_lite0",
-    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a state dict file.", show_default="imagenet; none for cnn and resnet9")] = None,
-    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the weights' own; from scratch the photos', 32 to 128")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images, at most.")] = 15,
-    freeze_epochs: Annotated[MaybeInt, typer.Option(help="How many of them train the new head alone.", show_default="10 with trained weights, else 0")] = None,
-    batch_size: Annotated[MaybeInt, typer.Option(help="Images a step.", show_default="128 up to 64 px, else 32")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; trained weights are fine-tuned at a twentieth of the head's.", show_default="0.003; 0.1 from scratch")] = None,
-    augment: Annotated[Optional[str], typer.Option(help="none, shift (for what must not be mirrored), light (shift, flip) or standard (zoom, flip).", show_default="light up to 64 px, else standard")] = None,
-    width: Annotated[int, typer.Option(help="Channels of the first layer of cnn and resnet9.")] = 16,
-    patience: Annotated[int, typer.Option(help="Epochs without a better validation accuracy before a phase stops; 0 never stops.")] = 10,
-    val_fraction: Annotated[float, typer.Option(help="Share of each class that validates where the data has no val split.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split, the new weights, the order and the augmentation.")] = 0,
-    device: Annotated[TrainDevice, typer.Option(help="Where to train.")] = TrainDevice.auto,
-    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
+    options: TrainOptions,
+    given: frozenset[str],
+    resume: Annotated[Optional[str], typer.Option(help="Go on with a training that was killed: its run folder, or latest.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Train a classifier on a folder of labelled photos."""
@@ -183,26 +169,30 @@ def train(
     with _needs_extra("edgecls train", "train"):
         from edgecls import tables
         from edgecls.evaluate.figures import draw_training
-        from edgecls.runs import Run
-        from edgecls.train.run import TrainOptions
+        from edgecls.train.machine import rank
+        from edgecls.train.run import resume as resume_run
         from edgecls.train.run import train as train_run
-    options = TrainOptions(
-        data, model, weights, image_size, epochs, freeze_epochs, batch_size, lr, augment, width, patience,
-        val_fraction, seed, device.value, out,
-    )  # fmt: skip
-    result = train_run(
-        options,
-        on_start=console.print,
-        on_epoch=lambda epoch: console.print(tables.epoch_line(epoch)),
-        progress=sys.stderr.isatty(),
+        from edgecls.train.single import Listener, TrainResult
+    others = given - {"resume", "as_json"}
+    if resume and others:
+        typed = ", ".join("--" + name.replace("_", "-") for name in sorted(others))
+        raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
+    listener = Listener(
+        console.print, lambda epoch: console.print(tables.epoch_line(epoch)), progress=sys.stderr.isatty()
     )
-    draw_training(Run(result.run))
+    if rank():
+        listener = Listener()  # of processes that train together, one speaks
+    result = resume_run(resume, listener) if resume else train_run(options, listener)
+    if rank():
+        return
+    for run in result.runs:
+        draw_training(run)
     for path, reason in list(result.unreadable.items())[:5]:
         typer.echo(f"left out: {path}: {reason}", err=True)
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.training(result))
+        console.print(tables.training(result) if isinstance(result, TrainResult) else tables.folds(result))
 
 
 @app.command()
@@ -233,25 +223,28 @@ def export(
         from edgecls.export.gate import GateOptions
         from edgecls.export.run import ExportOptions, Progress
         from edgecls.export.run import export as export_run
+        from edgecls.runs import members_of
         from edgecls.runtime.engine_file import BatchProfile
     sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
     gate = GateOptions(max_drop, min_speedup, time_budget)
     engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
     options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
-    with tables.progress_bar(console, "export") as bar:
-        result = export_run(
-            options,
-            Progress(
+    results = []
+    for member in members_of(run):
+        with tables.progress_bar(console, "export") as bar:
+            progress = Progress(
                 console.print,
-                lambda title, n: bar.reset(bar.task_ids[0], total=n, description=title),
-                lambda n: bar.advance(bar.task_ids[0], n),
-            ),
-        )
+                lambda title, n, bar=bar: bar.reset(bar.task_ids[0], total=n, description=title),  # type: ignore[misc]
+                lambda n, bar=bar: bar.advance(bar.task_ids[0], n),  # type: ignore[misc]
+            )
+            results.append(export_run(replace(options, run=str(member)), progress))
+        if not as_json:
+            console.print(*tables.exported(results[-1]), sep="\n")
+    verdict = "missed" if any(result.verdict == "missed" for result in results) else results[0].verdict
     if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(*tables.exported(result), sep="\n")
-    if result.verdict == "missed":
+        members = [result.to_json() for result in results]
+        _print_json(members[0] if len(members) == 1 else {"run": run, "verdict": verdict, "members": members})
+    if verdict == "missed":
         raise typer.Exit(EXIT_ERROR)
 
 

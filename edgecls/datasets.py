@@ -318,6 +318,28 @@ def stratified_split(
     return [i for n, i in enumerate(images) if n in drawn], [i for n, i in enumerate(images) if n not in drawn]
 
 
+def stratified_folds(images: Sequence[LabelledImage], n_folds: int, seed: int) -> list[list[LabelledImage]]:
+    """Deal the images of each class out to folds: every image is in one of them, and their sizes differ by one a class.
+
+    Raises:
+        DatasetError: a class has fewer images than there are folds.
+    """
+    counts = Counter(image.label for image in images)
+    short = [f"{label} ({counts[label]})" for label in sorted(counts, key=natural_key) if counts[label] < n_folds]
+    if short:
+        raise DatasetError(
+            f"{n_folds} folds need {n_folds} images of every class, one for each fold; there are fewer of {some(short)}. "
+            "Add images, remove the class, or use fewer --folds"
+        )
+    rng = np.random.default_rng(seed)
+    fold_of: dict[int, int] = {}
+    for label in sorted(counts, key=natural_key):
+        members = [index for index, image in enumerate(images) if image.label == label]
+        start = len(fold_of)  # go on where the last class ended, so that whole folds differ by few images too
+        fold_of |= {index: (start + n) % n_folds for n, index in enumerate(rng.permutation(members).tolist())}
+    return [[image for index, image in enumerate(images) if fold_of[index] == fold] for fold in range(n_folds)]
+
+
 def stratified_sample(images: Sequence[LabelledImage], n: int, seed: int) -> list[LabelledImage]:
     """Draw `n` images (all, where there are fewer), each class in proportion, in the order of `images`.
 

@@ -20,7 +20,9 @@ from edgecls.runs import Run
 from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.runtime.rows import RowsOptions
-from edgecls.train.run import TrainOptions, TrainResult, train
+from edgecls.train.options import AugmentOptions, NetworkOptions, RecipeOptions, TrainOptions
+from edgecls.train.run import train
+from edgecls.train.single import Listener, TrainResult
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
 _TEST_SHARE: Final = 0.25
@@ -54,10 +56,16 @@ def demo(folder: Path, console: Console) -> DemoResult:
     run = _new_run(folder)
     console.print(f"\n$ edgecls train {digits} --model cnn --augment shift --epochs 8 --out {run}")
     trained = train(
-        TrainOptions(digits, model="cnn", augment="shift", epochs=8, out=run),
-        on_start=console.print,
-        on_epoch=lambda epoch: console.print(tables.epoch_line(epoch)),
+        TrainOptions(
+            digits,
+            NetworkOptions(model="cnn"),
+            recipe=RecipeOptions(epochs=8),
+            augmentation=AugmentOptions(augment=("shift",)),
+            out=run,
+        ),
+        Listener(console.print, lambda epoch: console.print(tables.epoch_line(epoch))),
     )
+    assert isinstance(trained, TrainResult)  # no folds were asked for
     draw_training(Run(run))
     console.print(tables.training(trained))
     console.print(f"\n$ edgecls export {run} --int8")

@@ -22,11 +22,14 @@ MANIFEST: Final = "manifest.json"
 CHECKPOINT: Final = "checkpoint.pt"
 SPLIT: Final = "split.csv"
 HISTORY: Final = "history.csv"
+OPTIONS: Final = "options.json"
+RESUME: Final = "resume.ckpt"  # only while a training is not finished
 METRICS: Final = "metrics.json"
 FIGURES: Final = "figures"
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
 EXPORT: Final = "export.json"
+ENSEMBLE: Final = "ensemble.json"  # names the runs below a folder that vote together
 ENGINES: Final = "engines"
 MODEL_FILES: Final[Mapping[Precision, str]] = {
     "fp32": "model.onnx",
@@ -72,6 +75,21 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` wrote.
+
+    Raises:
+        RunError: not there, or damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); the run is incomplete or damaged") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: expected a JSON object, got {type(values).__name__}; the run is damaged")
+    return values
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     digest = hashlib.sha256()
@@ -101,6 +119,11 @@ class Run:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
+            if self.path(ENSEMBLE).is_file():
+                members = members_of(self.folder)
+                raise RunError(
+                    f"{self.folder} is an ensemble of {len(members)} runs; name one of them, such as {members[0]}"
+                ) from error
             raise RunError(
                 f"{self.folder}: no readable {MANIFEST} ({error.strerror}), so this is not a run folder; "
                 "make one with: edgecls train DATA"
@@ -172,6 +195,26 @@ def find_model(name: str | Path) -> Path:
     if not path.exists():
         raise RunError(f"{name}: no such run folder or model file; `{LATEST}` names the newest run in ./{RUNS}")
     return path.resolve() if path.is_symlink() else path
+
+
+def members_of(name: str | Path) -> list[str | Path]:
+    """The runs that vote in an ensemble's folder, as cross-validation leaves it; any other name stands for itself.
+
+    Raises:
+        RunError: the list of the members is damaged, or a run that it names is not there.
+    """
+    folder = RUNS / LATEST if str(name) == LATEST and not Path(name).exists() else Path(name)
+    path = folder / ENSEMBLE
+    if not path.is_file():
+        return [name]
+    try:
+        members = [folder / name for name in read_json(path)["members"]]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: not the list of an ensemble's members ({type(error).__name__})") from error
+    lost = [str(member) for member in members if not member.is_dir()]
+    if lost or not members:
+        raise RunError(f"{path}: no run in {', '.join(lost) or folder}; the ensemble is incomplete")
+    return list(members)
 
 
 def find_run(name: str | Path = LATEST) -> Run:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,9 +30,10 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
     from edgecls.runtime.machine import Machine, MachineState
     from edgecls.runtime.predict import PredictReport
     from edgecls.runtime.tally import EnsembleReport, TtaReport
-    from edgecls.train.loop import Epoch
+    from edgecls.train.folds import FoldsResult
     from edgecls.train.pretrained import PretrainedResult
-    from edgecls.train.run import TrainResult
+    from edgecls.train.recorder import Epoch
+    from edgecls.train.single import TrainResult
 
 _PRECISION_NAMES: Final = {
     "fp32": "FP32",
@@ -59,16 +61,49 @@ def epoch_line(epoch: Epoch) -> str:
     )
 
 
+def folds(result: FoldsResult) -> Table:
+    """One line a fold; the mean and its standard deviation over the folds below them."""
+    title = f"Cross-validation: {len(result.folds)} folds, stratified"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_footer=True)
+    has_test = result.test_accuracy is not None
+    table.add_column("fold", "mean ± sd", no_wrap=True, style="dim")
+    for name, values in _fold_columns(result):
+        table.add_column(name, f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} %", justify="right")
+    if has_test:
+        table.add_column("test", f"ensemble {percent(result.test_accuracy or 0)}", justify="right")
+    table.add_column("best epoch", justify="right")
+    table.add_column("time", f"{result.seconds:.1f} s", justify="right")
+    for number, fold in enumerate(result.folds):
+        figures = [percent(values[number]) for _, values in _fold_columns(result)]
+        tested = [percent(fold.test_accuracy or 0)] if has_test else []
+        epochs = f"{fold.best_epoch} of {fold.n_epochs}"
+        table.add_row(str(number + 1), *figures, *tested, epochs, f"{fold.seconds:.1f} s")
+    return table
+
+
+def _fold_columns(result: FoldsResult) -> list[tuple[str, list[float]]]:
+    names = ("accuracy", "precision", "recall")
+    return [(name, [fold.figures[f"validation_{name}"] for fold in result.folds]) for name in names]
+
+
 def training(result: TrainResult) -> Table:
     table = _facts("Training")
     table.add_row("validation accuracy", f"{with_interval(result.validation_accuracy, result.n_validation)}")
     if result.test_accuracy is not None:
         table.add_row("test accuracy", f"{with_interval(result.test_accuracy, result.n_test)}")
+    precision, recall = result.figures["validation_precision"], result.figures["validation_recall"]
+    table.add_row("precision, recall", f"{percent(precision)}, {percent(recall)} (means over the classes)")
+    if "extended" in result.figures:
+        told = result.figures["extended"]
+        table.add_row("new classes", f"{percent(told['new_after'])} of {told['n_new']:,}")
+        before, after = percent(told["old_before"]), percent(told["old_after"])
+        table.add_row("old classes", f"{after} of {told['n_old']:,}, {before} before; {told['forgotten']:,} forgotten")
     table.add_row("images", f"{result.n_train:,} train, {result.n_validation:,} validation, {result.n_test:,} test")
     if result.unreadable:
         table.add_row("left out", f"{len(result.unreadable):,} unreadable images, listed in split.csv")
     table.add_row("parameters", f"{result.n_parameters / 1e6:.2f} M")
-    table.add_row("best epoch", f"{result.best_epoch} of {result.n_epochs}")
+    if result.n_epochs:
+        table.add_row("best epoch", f"{result.best_epoch} of {result.n_epochs}")
     table.add_row("time", f"{result.seconds:.1f} s")
     table.add_row("run", str(result.run))
     return table

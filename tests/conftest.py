@@ -50,24 +50,17 @@ def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CNN that was trained and exported with INT8: the run folder, the photos beside it in `photos`."""
     from edgecls.calibration.sample import SampleOptions
     from edgecls.export.run import ExportOptions, export
-    from edgecls.train.run import TrainOptions, train
+    from edgecls.options import from_flat
+    from edgecls.train.options import TrainOptions
+    from edgecls.train.run import train
 
     root = tmp_path_factory.mktemp("trained")
     photos = write_class_folders(root / "photos", 40)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        options = TrainOptions(
-            photos,
-            model="cnn",
-            width=8,
-            image_size=24,
-            epochs=12,
-            batch_size=16,
-            lr=0.05,
-            out=root / "run",
-            device="cpu",
-        )
-        result = train(options)
+        options = {"data": str(photos), "model": "cnn", "width": 8, "image_size": 24, "epochs": 12, "batch_size": 16}
+        options |= {"lr": 0.05, "out": str(root / "run"), "device": "cpu"}
+        result = train(from_flat(TrainOptions, options, "a test"))
         export(ExportOptions(str(result.run), int8=True, sample=SampleOptions(32)))
     return result.run
 

@@ -28,7 +28,6 @@ from edgecls.runtime.predict import PredictOptions
 from edgecls.runtime.rows import RowsOptions
 from edgecls.runtime.sources import SourceOptions
 from edgecls.train.pretrained import PretrainedOptions
-from edgecls.train.run import TrainOptions
 
 runner = CliRunner()
 EDGECLS = [sys.executable, "-m", "edgecls.cli"]
@@ -52,7 +51,6 @@ RENAMED = {"format": "row_format", "n_images": "calibration_images", "source": "
 @pytest.mark.parametrize(
     ("command", "options", "differing"),
     [
-        (cli.train, [TrainOptions], set()),
         (cli.export, [ExportOptions, SampleOptions, GateOptions], {"sample", "gate", "engine"}),
         (cli.engine, [EngineOptions], {"batch"}),
         (cli.pretrained, [PretrainedOptions], {"model"}),
@@ -64,7 +62,7 @@ RENAMED = {"format": "row_format", "n_images": "calibration_images", "source": "
             {"sources", "models", "classifier", "vote", "source", "rows", "outputs", "tta", "n_threads", "n_lanes"},
         ),
     ],
-    ids=["train", "export", "engine", "pretrained", "adopt", "predict"],
+    ids=["export", "engine", "pretrained", "adopt", "predict"],
 )
 def test_the_flags_have_the_defaults_of_the_library(command: Any, options: list[Any], differing: set[str]) -> None:
     flags = inspect.signature(command).parameters

@@ -13,11 +13,15 @@ import torch
 from torch import nn
 
 from edgecls import images
-from edgecls.errors import OptionError, TrainingError
-from edgecls.manifest import Preprocessing
+from edgecls.errors import OptionError, RunError, TrainingError
+from edgecls.manifest import Manifest, Preprocessing
+from edgecls.options import flat
+from edgecls.runs import CHECKPOINT, Run
 from edgecls.train import models
+from edgecls.train.checkpoint import load_checkpoint, logits_of, save_checkpoint
 from edgecls.train.efficientnet_lite import EfficientNetLite0, SamePadConv2d, load_imagenet_weights
-from edgecls.train.models import BuildOptions, PixelClassifier, build
+from edgecls.train.models import PixelClassifier, build
+from edgecls.train.options import NetworkOptions
 
 LITE0_PIXELS = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
@@ -45,7 +49,7 @@ def test_efficientnet_lite0_classifies_real_photos_offline(photo: Path, imagenet
 
 
 def test_the_built_classifier_has_the_backbone_and_the_scaling_of_the_published_network() -> None:
-    classifier, preprocessing = build(BuildOptions("efficientnet_lite0", "imagenet"), 3)
+    classifier, preprocessing = build(NetworkOptions("efficientnet_lite0", "imagenet"), 3)
     assert preprocessing == LITE0_PIXELS
     network = EfficientNetLite0()
     load_imagenet_weights(network)
@@ -87,7 +91,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("name", "n_parameters"), FAMILIES, ids=[name for name, _ in FAMILIES])
 def test_a_family_is_built_by_name_with_a_new_head(name: str, n_parameters: int) -> None:
-    classifier, preprocessing = build(BuildOptions(name), 3)
+    classifier, preprocessing = build(NetworkOptions(name, "none"), 3)
     batch = torch.zeros(2, *preprocessing.size_hw, 3, dtype=torch.uint8)
     with torch.inference_mode():
         assert classifier.eval()(batch).shape == (2, 3)
@@ -95,30 +99,42 @@ def test_a_family_is_built_by_name_with_a_new_head(name: str, n_parameters: int)
     assert sum(p.numel() for p in classifier.parameters()) == n_parameters
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn", 8), ("cnn", 32), ("cnn", 100), ("resnet9", 32), ("resnet9", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("cnn", 8),
+        ("cnn", 32),
+        ("cnn", 100),
+        ("resnet9", 32),
+        ("resnet9", 64),
+        ("linear", 8),
+        ("mlp", 8),
+        ("airbench", 9),
+    ],
+)
 def test_scratch_networks_take_the_size_that_is_asked_for(name: str, size: int) -> None:
-    classifier, preprocessing = build(BuildOptions(name, size_hw=(size, size)), 5)
+    classifier, preprocessing = build(NetworkOptions(name), 5, (size, size))
     assert preprocessing.size_hw == (size, size)
     assert preprocessing.crop_fraction == 1
     assert classifier(torch.zeros(2, size, size, 3, dtype=torch.uint8)).shape == (2, 5)
 
 
 def test_the_weights_own_preprocessing_travels_with_them() -> None:
-    _, preprocessing = build(BuildOptions("mobilenet_v2"), 2)
+    _, preprocessing = build(NetworkOptions("mobilenet_v2", "none"), 2)
     assert preprocessing == Preprocessing((224, 224), crop_fraction=224 / 232)
     assert preprocessing.covered_hw == (232, 232)
 
 
 def test_a_mistyped_model_is_an_error_that_names_close_ones() -> None:
     with pytest.raises(OptionError, match=r"no such model \(close: .*mobilenet_v2"):
-        build(BuildOptions("mobilnet_v2"), 2)
+        build(NetworkOptions("mobilnet_v2", "none"), 2)
     with pytest.raises(OptionError, match="timm has no 'mobilnetv4_conv_small'; close: mobilenetv4_conv_small"):
-        build(BuildOptions("timm/mobilnetv4_conv_small"), 2)
+        build(NetworkOptions("timm/mobilnetv4_conv_small", "none"), 2)
 
 
 def test_imagenet_weights_of_a_scratch_network_do_not_exist() -> None:
     with pytest.raises(OptionError, match="there are none for cnn"):
-        BuildOptions("cnn", "imagenet")
+        NetworkOptions("cnn", "imagenet")
 
 
 def test_without_a_network_the_download_error_says_what_works_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +143,7 @@ def test_without_a_network_the_download_error_says_what_works_offline(monkeypatc
 
     monkeypatch.setattr(models.torchvision.models, "get_model", unreachable)
     with pytest.raises(TrainingError, match=r"could not be downloaded.*--model efficientnet_lite0"):
-        build(BuildOptions("mobilenet_v2", "imagenet"), 2)
+        build(NetworkOptions("mobilenet_v2", "imagenet"), 2)
 
 
 def weights_of(classifier: PixelClassifier) -> torch.Tensor:
@@ -138,17 +154,17 @@ def weights_of(classifier: PixelClassifier) -> torch.Tensor:
     "name", ["mobilenet_v3_small", "squeezenet1_1", "efficientnet_lite0", "timm/mobilenetv4_conv_small"]
 )
 def test_a_checkpoint_of_other_classes_gives_its_backbone(name: str, tmp_path: Path) -> None:
-    trained, _ = build(BuildOptions(name), 7)
+    trained, _ = build(NetworkOptions(name, "none"), 7)
     torch.save(trained.state_dict(), tmp_path / "checkpoint.pt")
-    classifier, _ = build(BuildOptions(name, str(tmp_path / "checkpoint.pt")), 2)
+    classifier, _ = build(NetworkOptions(name, str(tmp_path / "checkpoint.pt")), 2)
     assert torch.equal(weights_of(classifier), weights_of(trained))
-    assert classifier.head.out_features == 2
+    assert classifier.n_classes == classifier.last_linear.out_features == 2
 
 
 def test_a_state_dict_of_the_whole_network_loads_whatever_its_classes(tmp_path: Path) -> None:
     published = models.torchvision.models.mobilenet_v3_small(num_classes=11)
     torch.save(published.state_dict(), tmp_path / "published.pth")
-    classifier, _ = build(BuildOptions("mobilenet_v3_small", str(tmp_path / "published.pth")), 2)
+    classifier, _ = build(NetworkOptions("mobilenet_v3_small", str(tmp_path / "published.pth")), 2)
     expected = published.features[0][0].weight
     assert torch.equal(classifier.backbone.features[0][0].weight, expected)  # type: ignore[index, union-attr]
 
@@ -161,26 +177,89 @@ class _Code:
 def test_a_weights_file_with_code_in_it_is_refused_and_not_run(in_empty_folder: Path) -> None:
     Path("evil.pt").write_bytes(pickle.dumps({"weight": _Code()}))
     with pytest.raises(OptionError, match="not a state dict of tensors only"):
-        build(BuildOptions("mobilenet_v3_small", "evil.pt"), 2)
+        build(NetworkOptions("mobilenet_v3_small", "evil.pt"), 2)
     assert not Path("executed").exists()
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pt")
     with pytest.raises(OptionError, match="not weights of mobilenet_v3_small"):
-        build(BuildOptions("mobilenet_v3_small", str(tmp_path / "other.pt")), 2)
+        build(NetworkOptions("mobilenet_v3_small", str(tmp_path / "other.pt")), 2)
 
 
 def test_a_weights_file_that_is_not_there_is_an_error() -> None:
     with pytest.raises(OptionError, match="expected imagenet, none, or a file"):
-        build(BuildOptions("mobilenet_v3_small", "imagnet"), 2)
+        build(NetworkOptions("mobilenet_v3_small", "imagnet"), 2)
 
 
 def test_pixels_are_scaled_inside_the_network() -> None:
-    classifier, preprocessing = build(BuildOptions("cnn", size_hw=(8, 8)), 2)
+    classifier, preprocessing = build(NetworkOptions("cnn"), 2, (8, 8))
     seen: list[torch.Tensor] = []
     classifier.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     classifier(torch.from_numpy(pixels))
     expected = (pixels / 255 - preprocessing.mean) / preprocessing.std
     assert np.allclose(seen[0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+
+
+PARAMETERS = [
+    ("mobilenet_v2", 2_235_401),
+    ("densenet121", 6_963_081),
+    ("resnet50", 23_526_473),
+    ("vgg16", 134_297_417),
+]
+
+
+@pytest.mark.parametrize(("name", "n_parameters"), PARAMETERS, ids=[name for name, _ in PARAMETERS])
+def test_a_family_has_the_parameters_that_are_reported_for_nine_classes(name: str, n_parameters: int) -> None:
+    with torch.device("meta"):
+        classifier, _ = build(NetworkOptions(name, "none"), 9)
+    assert sum(p.numel() for p in classifier.parameters()) == n_parameters
+
+
+def test_hidden_widths_are_fully_connected_layers_in_the_head() -> None:
+    classifier, _ = build(NetworkOptions("mobilenet_v3_small", "none", hidden=(32, 16), dropout=0.4), 5)
+    assert [type(layer).__name__ for layer in classifier.head.children()] == [
+        *["Linear", "ReLU", "Dropout"] * 2,
+        "Linear",
+    ]
+    assert classifier.last_linear.weight.shape == (5, 16)
+    assert classifier.n_classes == 5
+    assert {m.p for m in (classifier.head_dropout, *classifier.head.modules()) if isinstance(m, nn.Dropout)} == {0.4}
+
+
+def test_a_plain_head_keeps_the_names_of_older_checkpoints() -> None:
+    classifier, _ = build(NetworkOptions("resnet9", dropout=0.4), 2, (16, 16))
+    names = [name for name in classifier.state_dict() if not name.startswith("backbone.")]
+    assert names == ["mean", "std", "head.weight", "head.bias"]
+
+
+RECORDED = [
+    pytest.param(NetworkOptions("cnn", width=4), {"width": 4}, id="an older manifest says only the width"),
+    pytest.param(
+        NetworkOptions("cnn", channels=(4, 8), convs=1, padding="none", batch_norm="block", hidden=(8,)), None, id="cnn"
+    ),
+    pytest.param(NetworkOptions("mlp", hidden=(8, 4)), None, id="mlp"),
+    pytest.param(NetworkOptions("resnet9", width=2, hidden=(8,), dropout=0.3), None, id="a head of two layers"),
+]
+
+
+@pytest.mark.parametrize(("options", "recorded"), RECORDED)
+def test_a_checkpoint_is_rebuilt_from_the_manifest(
+    options: NetworkOptions, recorded: dict[str, object] | None, tmp_path: Path
+) -> None:
+    classifier, preprocessing = build(options, 2, (16, 16))
+    pixels = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    training = {**flat(options), "epochs": 3} if recorded is None else recorded
+    run = Run(tmp_path)
+    run.record(Manifest(("a", "b"), preprocessing, options.model, training=training))
+    save_checkpoint(classifier, run.path(CHECKPOINT))
+    assert torch.allclose(logits_of(load_checkpoint(Run(tmp_path)), pixels), logits_of(classifier, pixels), atol=1e-5)
+
+
+def test_a_manifest_of_no_network_is_an_error_of_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.record(Manifest(("a", "b"), Preprocessing((16, 16)), "cnn", training={"width": "wide"}))
+    torch.save({}, run.path(CHECKPOINT))
+    with pytest.raises(RunError, match="width is 'wide'"):
+        load_checkpoint(Run(tmp_path))

@@ -23,15 +23,19 @@ from edgecls.manifest import Manifest
 from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.engine_file import BatchProfile
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
-from edgecls.train.models import BuildOptions, build
+from edgecls.train.models import build
+from edgecls.train.options import NetworkOptions
 from tests.conftest import draw, write_image
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='needs real TensorRT: pip install "edgecls[tensorrt-rtx]"')
 
 SIZE = 64
 FAMILIES = [
+    "linear",
+    "mlp",
     "cnn",
     "resnet9",
+    "airbench",
     "efficientnet_lite0",
     "mobilenet_v2",
     "mobilenet_v3_large",
@@ -48,7 +52,7 @@ FAMILIES = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_builds_and_answers_in_every_precision(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    classifier, preprocessing = build(BuildOptions(family, size_hw=(SIZE, SIZE)), 3)
+    classifier, preprocessing = build(NetworkOptions(family, "none"), 3, (SIZE, SIZE))
     settle(classifier)
     manifest = Manifest(("a", "b", "c"), replace(preprocessing, crop_fraction=1.0), family)
     fp32, fp16, int8, int8_cpu = (tmp_path / f"{name}.onnx" for name in ("fp32", "fp16", "int8", "int8-cpu"))

@@ -15,14 +15,16 @@ import torch
 from edgecls.datasets import read_split
 from edgecls.errors import OptionError, RunError, TrainingError
 from edgecls.evaluate.figures import draw_training
+from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, sha256_of
-from edgecls.train import loop
-from edgecls.train.augment import PRESETS, Augmentation
+from edgecls.train import machine
 from edgecls.train.checkpoint import load_checkpoint, logits_of
-from edgecls.train.loop import Epoch
-from edgecls.train.models import BuildOptions, build
-from edgecls.train.pixels import Batches, decode_images
-from edgecls.train.run import TrainOptions, train
+from edgecls.train.models import build
+from edgecls.train.options import NONE, NetworkOptions, TrainOptions
+from edgecls.train.pixels import decode_images
+from edgecls.train.recorder import Epoch
+from edgecls.train.run import train
+from edgecls.train.single import Listener
 
 from .conftest import rows_of, write_class_folders, write_image
 
@@ -36,16 +38,18 @@ def quick(data: Path, **changes: Any) -> TrainOptions:
         "batch_size": 8,
         "device": "cpu",
     }
-    return TrainOptions(data, **options | changes)
+    return from_flat(TrainOptions, {"data": str(data)} | options | changes, "a test")
 
 
 def test_a_run_holds_all_that_later_steps_need(in_empty_folder: Path, photos: Path) -> None:
     lines: list[str] = []
     epochs: list[Epoch] = []
-    result = train(quick(photos), on_start=lines.append, on_epoch=epochs.append)
+    result = train(quick(photos), Listener(lines.append, epochs.append))
     run = Run(result.run)
     draw_training(run)
-    assert sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()) == [
+    files = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file())
+    assert any(file.startswith("tensorboard/events") for file in files)
+    assert [file for file in files if not file.startswith("tensorboard/")] == [
         "checkpoint.pt",
         "figures/confusion_validation.png",
         "figures/learning_curves.png",
@@ -53,6 +57,7 @@ def test_a_run_holds_all_that_later_steps_need(in_empty_folder: Path, photos: Pa
         "history.csv",
         "manifest.json",
         "metrics.json",
+        "options.json",
         "split.csv",
     ]
     assert find_run("latest").folder == run.folder.resolve()
@@ -82,7 +87,7 @@ def test_the_golden_answers_are_the_checkpoints(exported_run: Path) -> None:
 
 def test_the_best_checkpoint_is_kept_and_measured(in_empty_folder: Path, photos: Path) -> None:
     epochs: list[Epoch] = []
-    result = train(quick(photos, epochs=6, lr=0.1), on_epoch=epochs.append)
+    result = train(quick(photos, epochs=6, lr=0.1), Listener(on_epoch=epochs.append))
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     assert result.best_epoch == best.epoch
     run = Run(result.run)
@@ -94,7 +99,7 @@ def test_the_best_checkpoint_is_kept_and_measured(in_empty_folder: Path, photos:
 
 def test_the_same_seed_gives_the_same_weights(in_empty_folder: Path, photos: Path) -> None:
     one, again, other = (
-        load_checkpoint(Run(train(quick(photos, seed=seed, out=Path(name))).run)).state_dict()
+        load_checkpoint(Run(train(quick(photos, seed=seed, out=name)).run)).state_dict()
         for seed, name in ((1, "a"), (1, "b"), (2, "c"))
     )
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -102,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights(in_empty_folder: Path, photos: Pat
 
 
 def test_a_frozen_backbone_stays_as_it_was(in_empty_folder: Path, photos: Path) -> None:
-    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out=Path("first")))
+    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
     weights = str(first.run / "checkpoint.pt")
     frozen = quick(photos, model="mobilenet_v3_small", image_size=32, weights=weights, epochs=2, freeze_epochs=2)
     before, after = (load_checkpoint(Run(r.run)) for r in (first, train(frozen)))
@@ -112,13 +117,13 @@ def test_a_frozen_backbone_stays_as_it_was(in_empty_folder: Path, photos: Path) 
 
 
 def test_after_the_head_all_weights_are_tuned_at_a_twentieth_of_its_rate(in_empty_folder: Path, photos: Path) -> None:
-    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out=Path("first")))
+    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
     epochs: list[Epoch] = []
     options = quick(
         photos, model="mobilenet_v3_small", image_size=32, weights=str(first.run / "checkpoint.pt"),
         epochs=3, freeze_epochs=2, lr=0.01,
     )  # fmt: skip
-    train(options, on_epoch=epochs.append)
+    train(options, Listener(on_epoch=epochs.append))
     assert [epoch.phase for epoch in epochs] == ["head", "head", "all"]
     assert max(epoch.lr for epoch in epochs if epoch.phase == "all") <= 0.0005
 
@@ -143,7 +148,7 @@ def test_the_test_split_is_measured_at_the_end(in_empty_folder: Path, tmp_path: 
 
 
 def test_a_run_that_diverges_stops_with_advice(in_empty_folder: Path, photos: Path) -> None:
-    first = train(quick(photos, epochs=1, out=Path("first")))
+    first = train(quick(photos, epochs=1, out="first"))
     state = torch.load(first.run / "checkpoint.pt", weights_only=True)
     state["backbone.layers.0.0.weight"] *= 1e38  # what a rate that is far too high leaves behind
     torch.save(state, "exploded.pt")
@@ -167,14 +172,16 @@ def test_an_output_folder_with_something_in_it_is_not_overwritten(in_empty_folde
     (in_empty_folder / "mine").mkdir()
     (in_empty_folder / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="not empty"):
-        train(quick(photos, out=Path("mine")))
+        train(quick(photos, out="mine"))
     assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 INTERRUPTED = """
 import signal, sys
-from pathlib import Path
-from edgecls.train.run import TrainOptions, train
+from edgecls.options import from_flat
+from edgecls.train.options import TrainOptions
+from edgecls.train.run import train
+from edgecls.train.single import Listener
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 
@@ -182,10 +189,8 @@ def stop(epoch):
     if epoch.epoch == 2:
         signal.raise_signal(signal.SIGINT)
 
-options = TrainOptions(
-    Path(sys.argv[1]), model="cnn", width=4, image_size=16, epochs=50, batch_size=8, device="cpu"
-)
-print("epochs:", train(options, on_epoch=stop, on_start=print).n_epochs)
+options = {"data": sys.argv[1], "model": "cnn", "width": 4, "image_size": 16, "epochs": 50, "batch_size": 8}
+print("epochs:", train(from_flat(TrainOptions, options, "a test"), Listener(print, stop)).n_epochs)
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
@@ -217,7 +222,7 @@ BAD_OPTIONS = [
     pytest.param({"val_fraction": 1.0}, "--val-fraction", id="all for validation"),
     pytest.param({"seed": -1}, "--seed -1", id="a negative seed"),
     pytest.param({"patience": -1}, "--patience -1", id="a negative patience"),
-    pytest.param({"augment": "ligth"}, "--augment ligth: expected one of none", id="an unknown augmentation"),
+    pytest.param({"augment": "light"}, "augment is .light.; expected a list", id="an augmentation that is no list"),
 ]
 
 
@@ -227,50 +232,14 @@ def test_contradictory_options_are_worded_with_the_flag(changes: dict[str, Any],
         quick(Path("data"), **changes)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_augmentation_keeps_shape_and_type_and_repeats_with_its_seed(name: str) -> None:
-    pixels = torch.randint(0, 256, (6, 20, 30, 3), dtype=torch.uint8)
-    one, again = (PRESETS[name](pixels, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert one.shape == pixels.shape
-    assert one.dtype == torch.uint8
-    assert torch.equal(one, again)
-    assert torch.equal(one, pixels) == (name == "none")
-
-
-def test_a_flip_mirrors_and_nothing_else() -> None:
-    pixels = torch.randint(0, 256, (40, 5, 7, 3), dtype=torch.uint8)
-    flipped = Augmentation(flip=True)(pixels, torch.Generator().manual_seed(0))
-    same = (flipped == pixels).flatten(1).all(1)
-    mirrored = (flipped == pixels.flip(2)).flatten(1).all(1)
-    assert bool((same | mirrored).all())
-    assert 5 < int(mirrored.sum()) < 35
-
-
-def test_a_shift_moves_and_mirrors_the_border() -> None:
-    row = torch.arange(8, dtype=torch.uint8)
-    pixels = row.view(1, 1, 8, 1).expand(50, 8, 8, 3).contiguous()
-    moved = Augmentation(shift=0.25)(pixels, torch.Generator().manual_seed(0))
-    allowed = {(*range(k, 8), *[6 - i for i in range(k)]) for k in range(3)}
-    allowed |= {(*range(k, 0, -1), *range(8 - k)) for k in range(3)}
-    assert {tuple(image[0, :, 0].tolist()) for image in moved} == allowed
-
-
-def test_batches_cover_every_image_once_an_epoch_in_a_new_order() -> None:
-    batches = Batches(torch.arange(50).view(50, 1), torch.arange(50), batch_size=8, seed=0)
-    first, second = ([int(t) for _, targets in batches for t in targets] for _ in range(2))
-    assert sorted(first) == sorted(second) == list(range(50))
-    assert first != second
-    assert len(list(batches)) == len(batches) == 7
-
-
 def test_a_cpu_trains_depthwise_networks_in_fp32_and_others_in_bf16_where_it_has_amx(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    depthwise, plain = (build(BuildOptions(name, size_hw=(32, 32)), 2)[0] for name in ("mobilenet_v2", "resnet9"))
+    depthwise, plain = (build(NetworkOptions(name, NONE, image_size=32), 2)[0] for name in ("mobilenet_v2", "resnet9"))
     for has_amx, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(loop, "_has_amx", lambda answer=has_amx: answer)
-        assert loop.autocast_precision(depthwise, "cpu") == "32-true"
-        assert loop.autocast_precision(plain, "cpu") == expected
+        monkeypatch.setattr(machine, "_has_amx", lambda answer=has_amx: answer)
+        assert machine.lightning_precision(depthwise, "cpu", "auto") == "32-true"
+        assert machine.lightning_precision(plain, "cpu", "auto") == expected
 
 
 @pytest.mark.gpu

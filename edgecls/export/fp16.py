@@ -8,7 +8,7 @@ from typing import cast
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edgecls.export.graph import embed_manifest
+from edgecls.export.graph import HEAD_PREFIX, embed_manifest
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
 
@@ -30,8 +30,12 @@ def fp16_from_onnx(model: Path, manifest: Manifest, out: Path) -> None:
 def half(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with weights and maths in float16; tensors keep their names, the logits are cast back to float32.
 
+    A fitted classifier behind the network stays in float32: it is a thousandth of the work, and kernels and logarithms
+    lose much in float16.
+
     The types are in the graph, as strongly typed TensorRT networks want them (the only kind from TensorRT 11 on).
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    return cast(onnx.ModelProto, convert_float_to_float16(copy, keep_io_types=True))
+    head = [node.name for node in copy.graph.node if node.name.startswith(HEAD_PREFIX)]
+    return cast(onnx.ModelProto, convert_float_to_float16(copy, keep_io_types=True, node_block_list=head or None))

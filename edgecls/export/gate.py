@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -91,6 +91,7 @@ def meet_gate(
     recalibrated: Callable[[onnx.ModelProto], Calibration],
     probe: Pixels,
     *,
+    flavours: Sequence[Flavour] = FLAVOURS,
     on_step: Callable[[str], None] = lambda line: None,
 ) -> Int8:
     """Make INT8 lose no more than the gate allows: as it is, else equalised, else with layers given back to float.
@@ -100,26 +101,27 @@ def meet_gate(
         recalibrated: the calibration of another form of the graph, on the same images.
         probe: (n, h, w, 3) uint8 calibration images by which layers are ranked. Not validation images: the
             ranking must not learn from what it is judged on.
+        flavours: which graphs are asked for.
         on_step: called with a line before what takes long.
 
     Returns:
         The INT8 that passes; the best that was found within the time budget where none does.
     """
     deadline = time.monotonic() + gate.time_budget
-    drops = {flavour: drop_of(int8, flavour) for flavour in FLAVOURS}
+    drops = {flavour: drop_of(int8, flavour) for flavour in flavours}
     if all(map(gate.allows, drops.values())):
         return int8
     worst = f"{100 * max(drops.values()):.2f} points of top-1, {gate.max_drop:g} are allowed"
     on_step(f"int8 loses {worst}: trying equalised channels")
     equal = _equalised(int8, recalibrated, probe)
     if equal:
-        int8, drops = equal, {flavour: drop_of(equal, flavour) for flavour in FLAVOURS}
+        int8, drops = equal, {flavour: drop_of(equal, flavour) for flavour in flavours}
         on_step(int8.notes[-1])
     if all(map(gate.allows, drops.values())):
         return int8
     on_step(f"ranking {len(layers(int8.graph))} layers by what each costs alone")
     ranking = sorted(_layer_errors(int8, probe, deadline), key=lambda each: -each.error)
-    for flavour in FLAVOURS:
+    for flavour in flavours:
         remaining = iter(ranking)
         while not gate.allows(drops[flavour]):
             layer = next(remaining, None)

@@ -12,7 +12,13 @@ OPSET: Final = 20  # the highest that TensorRT 10.3 (JetPack 6) reads; FP16 scal
 
 INPUT: Final = "images"  # uint8 (n, h, w, 3), RGB, dynamic n
 OUTPUT: Final = "logits"  # float32 (n, n_classes)
+HEAD_PREFIX: Final = "head/"  # of the nodes of a fitted classifier, which stay float32 in every precision
 PIXEL_SCALE: Final = "pixel_scale"  # weight of the 1x1 convolution that applies mean and std; stays float in INT8
+
+
+def needs_onnx_runtime(graph: onnx.ModelProto) -> bool:
+    """Whether it has operators that TensorRT cannot run: those of `ai.onnx.ml`, such as ensembles of trees."""
+    return any(node.domain == "ai.onnx.ml" for node in graph.graph.node)
 
 
 def embed_manifest(graph: onnx.ModelProto, manifest: Manifest) -> None:

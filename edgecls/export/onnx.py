@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import cast
 
 import onnx
+import onnx.shape_inference
 import torch
 import torch.nn.functional as F
+from onnx import compose
 from torch import Tensor, nn
 
 from edgecls.errors import ExportError
-from edgecls.export.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
+from edgecls.export.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
 from edgecls.train.models import PixelClassifier
+from edgecls.train.onnx_head import FEATURES, OnnxHead
 
 
 class _Deployed(nn.Module):
@@ -32,6 +35,8 @@ class _Deployed(nn.Module):
     def __init__(self, classifier: PixelClassifier) -> None:
         super().__init__()
         self.classifier = classifier
+        layers = list(classifier.head) if isinstance(classifier.head, nn.Sequential) else [classifier.head]
+        self.head = nn.Sequential(*(layer for layer in layers if not isinstance(layer, OnnxHead)))
         self.register_buffer(PIXEL_SCALE, (1 / classifier.std).view(3, 1, 1, 1))
         self.register_buffer("pixel_shift", -(classifier.mean / classifier.std).flatten())
 
@@ -39,18 +44,19 @@ class _Deployed(nn.Module):
         # Cast before Transpose: TensorRT refuses to transpose uint8
         x = images.to(torch.float32).permute(0, 3, 1, 2)
         x = F.conv2d(x, self.get_buffer(PIXEL_SCALE), self.get_buffer("pixel_shift"), groups=3)
-        return cast(Tensor, self.classifier.head(self.classifier.backbone(x)))
+        return cast(Tensor, self.head(self.classifier.backbone(x)))
 
 
 def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: Path) -> None:
     """Write the FP32 graph, atomically.
 
     The exporter folds batch norm and padding into the convolutions. Input `images`: uint8 (n, h, w, 3) RGB with
-    dynamic n; output `logits`: float32 (n, n_classes).
+    dynamic n; output `logits`: float32 (n, n_classes). A head that is ONNX already is joined to it.
 
     Raises:
         ExportError: PyTorch cannot export this network.
     """
+    head = classifier.head[-1] if isinstance(classifier.head, nn.Sequential) else classifier.head
     example = torch.zeros(2, *manifest.preprocessing.size_hw, 3, dtype=torch.uint8)
     try:
         with _quiet():
@@ -61,7 +67,7 @@ def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: P
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[FEATURES if isinstance(head, OnnxHead) else OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )
     except Exception as error:  # the exporter raises many kinds, all meaning the same to the user
@@ -69,10 +75,24 @@ def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: P
     assert program is not None
     graph = program.model_proto
     _strip(graph)
+    if isinstance(head, OnnxHead):
+        graph = _with_head(graph, head.model)
     embed_manifest(graph, manifest)
     onnx.checker.check_model(graph, full_check=True)
     with atomic_path(out) as partial:
         onnx.save(graph, partial)
+
+
+def _with_head(features: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    """Pixels to features, and features to logits, as one graph."""
+    try:
+        head = compose.add_prefix(head, HEAD_PREFIX, rename_inputs=False, rename_outputs=False)
+        head.ir_version = features.ir_version
+        joined = compose.merge_models(features, head, [(FEATURES, FEATURES)])
+    except ValueError as error:
+        raise ExportError(f"the head of this run does not fit its network: {error}; train the run again") from error
+    del joined.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(joined)
 
 
 def _strip(graph: onnx.ModelProto) -> None:

@@ -27,7 +27,7 @@ from edgecls.errors import DatasetError, ExportError, OptionError, RunError
 from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
 from edgecls.export.fp16 import fp16_from_onnx
 from edgecls.export.gate import GateOptions, Int8, meet_gate, noise
-from edgecls.export.graph import embed_manifest
+from edgecls.export.graph import embed_manifest, needs_onnx_runtime
 from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
 from edgecls.export.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, speeds
 from edgecls.export.onnx import onnx_from_checkpoint
@@ -251,6 +251,7 @@ class _Work:
         if options.int8:
             self.calibration_set = self._choose_calibration_set()  # first: what is wrong with it is known in a second
         self.parity = self._write_fp32()
+        self.precisions = self._precisions()
         self._answer("fp32")
         if "fp16" in options.precisions:
             progress.on_step("fp16: weights and maths in float16")
@@ -258,6 +259,20 @@ class _Work:
             self._answer("fp16")
         if self.calibration_set:
             self.int8 = self._write_int8(self.calibration_set)
+
+    def _precisions(self) -> tuple[Precision, ...]:
+        """Those asked for, less what only TensorRT reads where it cannot run the graph."""
+        if not needs_onnx_runtime(onnx.load(self._file("fp32"))):
+            return self.options.precisions
+        classifier = self.manifest.training.get("classifier", "model.onnx")
+        if self.options.engine:
+            raise OptionError(
+                f"--engine: TensorRT cannot run the trees of {classifier}; ONNX Runtime can. For an engine train "
+                "with --classifier svm or logistic"
+            )
+        if "int8" in self.options.precisions:
+            self.progress.on_step(f"no {MODEL_FILES['int8']}: it is for TensorRT, which cannot run {classifier}")
+        return tuple(precision for precision in self.options.precisions if precision != "int8")
 
     def _file(self, precision: Precision) -> Path:
         return self.staged / MODEL_FILES[precision]
@@ -313,6 +328,7 @@ class _Work:
             self._drop_of,
             lambda graph: self._calibrated(graph, chosen, calibration.method),
             probe,
+            flavours=[flavour for flavour in FLAVOURS if flavour in self.precisions],
             on_step=self.progress.on_step,
         )
         int8.calibration.write(self.staged / CALIBRATION)
@@ -366,9 +382,9 @@ class _Work:
 
     def result(self, started: float) -> ExportResult:
         """Measure what was written, put each file's temperature into it, and judge."""
-        self.progress.on_step("measuring " + ", ".join(MODEL_FILES[precision] for precision in self.options.precisions))
+        self.progress.on_step("measuring " + ", ".join(MODEL_FILES[precision] for precision in self.precisions))
         with contextlib.ExitStack() as stack:
-            backends = {precision: stack.enter_context(self._open(precision)) for precision in self.options.precisions}
+            backends = {precision: stack.enter_context(self._open(precision)) for precision in self.precisions}
             timed = self._timed(backends)
             measured = {
                 precision: self._measurement(precision, backend, timed[precision])

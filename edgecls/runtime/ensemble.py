@@ -24,7 +24,7 @@ from edgecls.runtime.views import Combine, TtaOptions
 from edgecls.runtime.votes import Floats, Vote, agreement, entropy, majority, soft
 
 PROBABILITY: Final = "probability"
-MAX_MEMBERS: Final = 8  # the report looks at every subset of the members: 255 of them
+MAX_MEMBERS: Final = 10  # the report looks at every subset of the members: 1,023 of them
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Ensemble(Predictor):
 
     def __init__(self, members: Sequence[Classifier], names: Sequence[str], options: VoteOptions) -> None:
         """Args:
-            members: 2 to 8 of them; the first one's order of the labels is the ensemble's.
+            members: 2 to 10 of them; the first one's order of the labels is the ensemble's.
             names: one each, for `tie_break` and the rows' columns.
 
         Raises:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import numpy as np
 from edgecls.datasets import ClassNames
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.manifest import Precision
-from edgecls.runs import LATEST, sha256_of, write_json
+from edgecls.runs import LATEST, members_of, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.ensemble import Ensemble, VoteOptions
 from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
@@ -57,6 +58,11 @@ class PredictOptions:
     report: Path | None = None
     strict: bool = False
 
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """The models, and in place of a folder with an ensemble those that vote in it."""
+        return tuple(str(member) for name in self.models for member in members_of(name))
+
     def __post_init__(self) -> None:
         if not self.sources:
             raise OptionError("nothing to predict: name image files or folders")
@@ -64,7 +70,7 @@ class PredictOptions:
             raise OptionError("no model: name a run folder or a model file")
         if self.top_k < 1:
             raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
-        if len(self.models) == 1 and self.vote != VoteOptions():
+        if len(self.members) == 1 and self.vote != VoteOptions():
             raise OptionError("--vote and --tie-break are for several models: repeat --model, or leave them out")
         if not 0 <= self.min_confidence <= 1:
             raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
@@ -163,9 +169,9 @@ def predict(
 
 def _open(options: PredictOptions, on_note: Callable[[str], None]) -> Classifier | Ensemble:
     how = options.classifier
-    if len(options.models) == 1:
-        return Classifier.of(options.models[0], how, on_note=on_note)
-    return Ensemble.of(options.models, options.vote, how, on_note=on_note)
+    if len(options.members) == 1:
+        return Classifier.of(options.members[0], how, on_note=on_note)
+    return Ensemble.of(options.members, options.vote, how, on_note=on_note)
 
 
 class _Prediction:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import ctypes
 import logging
-import math
 import signal
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edgecls.errors import TrainingError
-from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
-from edgecls.train.checkpoint import save_checkpoint
+from edgecls.errors import RunError
+from edgecls.runs import RESUME
+from edgecls.train.batches import Batch, Batches, generator_of
+from edgecls.train.losses import Loss
+from edgecls.train.machine import lightning_precision, resolved_device
 from edgecls.train.models import PixelClassifier
-from edgecls.train.pixels import Batches
+from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.options import MachineOptions
+from edgecls.train.recorder import Epoch, Recorder, without_improvement
+from edgecls.train.stages import hold_frozen_statistics
 
-Device = Literal["auto", "cpu", "cuda"]
-
-_SGD_MOMENTUM: Final = 0.9
+_KEPT: Final = "edgecls"  # our part of Lightning's checkpoint
+_SAVING_SHARE: Final = 0.05  # of the time may go into checkpoints to resume from
 
 
 @dataclass(frozen=True)
@@ -38,62 +40,45 @@ class Phase:
     """One stretch of training with one set of trainable weights.
 
     Attributes:
-        name: `head` on cached features, or `all` weights on pixels.
+        name: `head` on cached features, or `all` weights (or those unfrozen) on pixels.
         epochs: at most.
-        lr: the peak learning rate; it rises to it over `warmup` of the steps and falls along a cosine.
-        optimizer: `sgd` (Nesterov) from scratch, `adamw` from trained weights.
-        weight_decay: of matrices and kernels; norms and biases have none.
+        scales: rate of a weight as a share of the peak; 1 for those not in it.
         patience: epochs without a better validation accuracy before stopping; 0 never stops.
+        clip: largest norm of the gradient; 0 for no limit.
+        accumulate: batches whose gradients make one step.
+        ema: decay of the moving average of the weights that validates and is kept; 0 for none.
     """
 
     name: Literal["head", "all"]
     epochs: int
-    lr: float
-    optimizer: Literal["sgd", "adamw"]
-    weight_decay: float
-    label_smoothing: float = 0.1
-    warmup: float = 0.2
+    optimizer: OptimizerOptions
+    seed: int
+    scales: Mapping[nn.Parameter, float] = field(default_factory=dict)
     patience: int = 10
+    clip: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+
+    def is_over(self, recorder: Recorder) -> bool:
+        """Whether the history has all epochs of this phase, or the one at which it stopped early."""
+        done = [epoch for epoch in recorder.epochs if epoch.phase == self.name]
+        return len(done) >= self.epochs or 0 < self.patience <= without_improvement(done)
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One row of `history.csv`. Accuracies are fractions; the losses are mean cross-entropies."""
+class LoopOptions:
+    """Where and how the loop runs, apart from what it learns.
 
-    epoch: int
-    phase: str
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    seconds: float
+    Attributes:
+        folder: of the run, for what a killed run resumes from; None for none.
+        loggers: Lightning's; they get the figures of every epoch.
+        progress: show a progress bar on standard error.
+    """
 
-
-class Recorder:
-    """What a run leaves behind while it trains: `history.csv` after every epoch, the best checkpoint so far."""
-
-    def __init__(self, folder: Path, classifier: PixelClassifier, on_epoch: Callable[[Epoch], None]) -> None:
-        self.epochs: list[Epoch] = []
-        self.best: Epoch | None = None
-        self._folder, self._classifier, self._on_epoch = folder, classifier, on_epoch
-
-    def add(self, epoch: Epoch) -> None:
-        if not math.isfinite(epoch.train_loss):
-            raise TrainingError(
-                f"training diverged: the loss is {epoch.train_loss} after epoch {epoch.epoch}. Use a lower --lr than "
-                f"{epoch.lr:g}" + (f"; the best checkpoint so far is kept in {self._folder}" if self.best else "")
-            )
-        self.epochs.append(epoch)
-        with atomic_path(self._folder / HISTORY) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Epoch)])
-            writer.writeheader()
-            writer.writerows(asdict(each) for each in self.epochs)
-        # of two equal accuracies the lower loss is the better model
-        if self.best is None or (epoch.val_accuracy, -epoch.val_loss) > (self.best.val_accuracy, -self.best.val_loss):
-            self.best = epoch
-            save_checkpoint(self._classifier, self._folder / CHECKPOINT)
-        self._on_epoch(epoch)
+    machine: MachineOptions = MachineOptions()
+    folder: Path | None = None
+    loggers: tuple[Logger, ...] = ()
+    progress: bool = False
 
 
 class _Sums:
@@ -105,163 +90,216 @@ class _Sums:
         self.n = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        classes = targets.argmax(1) if targets.ndim == 2 else targets  # of mixed pictures the larger part
         self.loss = self.loss + loss.detach() * len(targets)
-        self.hits = self.hits + (logits.detach().argmax(1) == targets).sum()
+        self.hits = self.hits + (logits.detach().argmax(1) == classes).sum()
         self.n += len(targets)
 
-    def means(self) -> tuple[float, float]:
-        return float(self.loss) / max(self.n, 1), float(self.hits) / max(self.n, 1)
+    def means(self, trainer: L.Trainer) -> tuple[float, float]:
+        """Of all processes together."""
+        device = trainer.strategy.root_device
+        sums = torch.tensor([float(self.loss), float(self.hits), float(self.n)], dtype=torch.float64, device=device)
+        loss, hits, n = trainer.strategy.reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        return loss / max(n, 1), hits / max(n, 1)
 
 
-class _Training(L.LightningModule):
-    def __init__(self, network: nn.Module, phase: Phase, n_steps: int, recorder: Recorder) -> None:
+class Training(L.LightningModule):
+    """One phase as Lightning runs it."""
+
+    def __init__(
+        self, classifier: PixelClassifier, phase: Phase, batches: tuple[Batches, Batches], loss: Loss,
+        recorder: Recorder,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.phase, self.n_steps, self.recorder = network, phase, n_steps, recorder
+        self.classifier, self.phase, self.recorder = classifier, phase, recorder
+        self.train_batches, self.val_batches = batches
+        self._loss = (loss,)  # in a tuple, so that a teacher's weights are not part of the checkpoint
         self.train_sums, self.val_sums, self.started = _Sums(), _Sums(), time.perf_counter()
+        self.average: AveragedModel | None = None
+        if phase.ema:
+            averaging = get_ema_multi_avg_fn(phase.ema)
+            self.average = AveragedModel(classifier, multi_avg_fn=averaging, use_buffers=True).requires_grad_(False)
+
+    @property
+    def n_steps(self) -> int:
+        return self.phase.epochs * -(-len(self.train_batches) // self.phase.accumulate)
+
+    @property
+    def judged(self) -> PixelClassifier:
+        """The weights that validate and are kept."""
+        return self.average.module if self.average is not None else self.classifier
+
+    def setup(self, stage: str) -> None:
+        part = (self.trainer.global_rank, self.trainer.world_size)
+        self.train_batches.part = self.val_batches.part = part
+
+    def on_fit_start(self) -> None:
+        self._loss[0].to(self.device)
 
     def on_train_epoch_start(self) -> None:
+        # dropout draws from the global generator: seeded anew in every epoch, a resumed run draws the same
+        epoch = self.train_batches.epoch = len(self.recorder.epochs)
+        torch.manual_seed(generator_of(self.phase.seed, epoch, self.global_rank).initial_seed())
+        hold_frozen_statistics(self.classifier)
         self.train_sums, self.started = _Sums(), time.perf_counter()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        inputs, targets = batch
-        logits = self.network(inputs)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.phase.label_smoothing)
-        self.train_sums.add(loss, logits, targets)
-        return loss
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        logits = self._logits(self.classifier, batch.inputs)
+        loss = self._loss[0](logits, batch.targets, batch.inputs)
+        self.train_sums.add(loss, logits, batch.targets)
+        return loss * batch.weight
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.classifier)
 
     def on_validation_epoch_start(self) -> None:
         self.val_sums = _Sums()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
-        inputs, targets = batch
-        logits = self.network(inputs)
-        self.val_sums.add(F.cross_entropy(logits, targets), logits, targets)
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        if len(batch.targets):  # the last batch may have none for this process
+            logits = self._logits(self.judged, batch.inputs)
+            self.val_sums.add(F.cross_entropy(logits, batch.targets), logits, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_accuracy", self.val_sums.means()[1], prog_bar=True)
+        val_loss, val_accuracy = self.val_sums.means(self.trainer)
+        self.log("val_accuracy", val_accuracy, prog_bar=True)
+        self.log("val_loss", val_loss)
 
     def on_train_epoch_end(self) -> None:
-        (train_loss, train_accuracy), (val_loss, val_accuracy) = self.train_sums.means(), self.val_sums.means()
-        self.recorder.add(
-            Epoch(
-                epoch=len(self.recorder.epochs) + 1,
-                phase=self.phase.name,
-                lr=self.trainer.optimizers[0].param_groups[0]["lr"],
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                seconds=time.perf_counter() - self.started,
-            )
+        (train_loss, train_accuracy), (val_loss, val_accuracy) = (
+            sums.means(self.trainer) for sums in (self.train_sums, self.val_sums)
         )
+        self.log_dict({"train_loss": train_loss, "train_accuracy": train_accuracy})
+        epoch = Epoch(
+            epoch=len(self.recorder.epochs) + 1,
+            phase=self.phase.name,
+            lr=self.trainer.optimizers[0].param_groups[0]["lr"],
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.perf_counter() - self.started,
+        )
+        self.recorder.add(epoch, self.judged)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_KEPT] = {"phase": self.phase.name, "epochs": self.recorder.rows()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.recorder.restore(checkpoint[_KEPT]["epochs"])
 
     def configure_optimizers(self) -> Any:
-        weights = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.phase.weight_decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer: torch.optim.Optimizer
-        if self.phase.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, self.phase.lr, momentum=_SGD_MOMENTUM, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, self.phase.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.phase.lr, total_steps=self.n_steps, pct_start=self.phase.warmup, cycle_momentum=False
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = make_optimizer(self.classifier, self.phase.optimizer, self.phase.scales)
+        return [optimizer], make_schedulers(optimizer, self.phase.optimizer, self.n_steps)
+
+    def _logits(self, classifier: PixelClassifier, inputs: Tensor) -> Tensor:
+        return classifier.classify(inputs) if self.phase.name == "head" else classifier(inputs)
 
 
-@dataclass(frozen=True)
-class LoopOptions:
-    """Where and how the loop runs, apart from what it learns.
+class _Resumable(Checkpoint):
+    """Keeps what a killed run goes on from, as often as it costs little."""
 
-    Attributes:
-        device: `auto` is a CUDA GPU where there is one.
-        progress: show a progress bar on standard error.
-    """
+    def __init__(self, path: Path) -> None:
+        self.path, self.saved_at, self.cost = path, 0.0, 0.0
 
-    device: Device = "auto"
-    progress: bool = False
-
-    @property
-    def resolved_device(self) -> Literal["cpu", "cuda"]:
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now = time.perf_counter()
+        is_due = not self.cost or now - self.saved_at >= self.cost / _SAVING_SHARE
+        if not trainer.strategy.broadcast(is_due):  # processes that train together save together, or wait for ever
+            return
+        try:
+            trainer.save_checkpoint(self.path)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path}: {error.strerror or error}; the best epoch so far is kept beside it"
+            ) from error
+        self.saved_at = time.perf_counter()
+        self.cost = self.saved_at - now
 
 
 def fit(
-    network: nn.Module, train: Batches, val: Batches, phase: Phase, recorder: Recorder, options: LoopOptions
-) -> None:
-    """Train `network` in place for one phase; the recorder keeps the history and the best checkpoint.
+    classifier: PixelClassifier, batches: tuple[Batches, Batches], phase: Phase, loss: Loss, recorder: Recorder,
+    options: LoopOptions,
+) -> None:  # fmt: skip
+    """Train `classifier` in place for one phase; the recorder keeps the history and the best checkpoint.
+
+    Where the folder holds what a killed run left in this phase, training goes on from there.
+
+    Args:
+        batches: of training and of validation; features in the phase `head`, else pixels.
 
     Raises:
         TrainingError: the loss is no longer finite.
+        RunError: the folder cannot be written to.
         KeyboardInterrupt: the user stopped it; the best checkpoint is on disk.
     """
+    training = Training(classifier, phase, batches, loss, recorder)
     callbacks: list[L.Callback] = []
     if phase.patience:
         callbacks.append(EarlyStopping("val_accuracy", mode="max", patience=phase.patience, check_finite=False))
     if options.progress:
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
-    with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, _quiet():
-        trainer = L.Trainer(
-            accelerator=options.resolved_device,
-            devices=1,
-            precision=autocast_precision(network, options.resolved_device),  # type: ignore[arg-type]
-            max_epochs=phase.epochs,
-            callbacks=callbacks,
-            enable_progress_bar=options.progress,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            logger=False,
-            num_sanity_val_steps=0,
-            default_root_dir=scratch,
-        )
+    path = options.folder / RESUME if options.folder else None
+    if path:
+        callbacks.append(_Resumable(path))
+    with quiet():
+        trainer = make_trainer(training, callbacks, options)
+        is_midway = path is not None and path.is_file() and resumed_phase(path) == phase.name
         try:
-            trainer.fit(_Training(network, phase, phase.epochs * len(train), recorder), train, val)
+            trainer.fit(training, *batches, ckpt_path=path if is_midway else None)
         except SystemExit as end:  # what Lightning makes of Ctrl-C, after it has set the signal to be ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from end
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next step, where it would give it back to the system.
+def make_trainer(
+    training: Training, callbacks: list[L.Callback], options: LoopOptions, scratch: str | None = None
+) -> L.Trainer:
+    """Lightning's trainer for one phase; `scratch` is where Lightning itself may write."""
+    machine, phase = options.machine, training.phase
+    device = resolved_device(machine)
+    return L.Trainer(
+        accelerator=device,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        strategy=machine.strategy,
+        precision=lightning_precision(training.classifier, device, machine.precision),  # type: ignore[arg-type]
+        max_epochs=phase.epochs,
+        gradient_clip_val=phase.clip or None,
+        accumulate_grad_batches=phase.accumulate,
+        callbacks=callbacks,
+        logger=list(options.loggers) or False,
+        enable_progress_bar=options.progress,
+        enable_model_summary=False,
+        enable_checkpointing=options.folder is not None,
+        num_sanity_val_steps=0,
+        default_root_dir=scratch,
+    )
 
-    Every step allocates the same large tensors; handing their pages back and faulting them in anew cost a quarter
-    of the time of ResNet-9 on two cores (1,010 against 1,320 img/s at width 16, nothing at width 32). Does nothing
-    where the C library is another one. Source: mallopt(3).
+
+def kept_progress(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """What a killed run left: the name of its phase, our part of the checkpoint, and the classifier's weights.
+
+    Raises:
+        RunError: damaged, or something else.
     """
-    m_trim_threshold, m_mmap_threshold, as_large_as_int = -1, -3, 2**31 - 1
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, as_large_as_int)
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        prefix = "classifier."
+        state = {name.removeprefix(prefix): v for name, v in kept["state_dict"].items() if name.startswith(prefix)}
+        return kept[_KEPT]["phase"], kept[_KEPT], state
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors for a file that is not its own
+        raise RunError(f"{path}: cannot be resumed from ({type(error).__name__}); start the training anew") from error
 
 
-def autocast_precision(network: nn.Module, device: Literal["cpu", "cuda"]) -> str:
-    """Lightning's name of the precision that trains fastest here.
-
-    bf16 on a GPU, and on CPUs whose matrix units (AMX) compute it: 1.9 times as fast there as fp32 for ResNet-9
-    (1,100 against 590 img/s on two cores). Depthwise networks lose by it even
-    there (EfficientNet-Lite0 at 224 px: 7.0 and 8.3 against 9.3 and 10.0), and without AMX so did most others.
-    """
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    is_grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
-    return "bf16-mixed" if _has_amx() and not is_grouped else "32-true"
-
-
-def _has_amx() -> bool:
-    try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:
-        return False
+def resumed_phase(path: Path) -> str:
+    """Name of the phase in which a killed run was."""
+    return kept_progress(path)[0]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's start-up messages and its advice about DataLoaders (we pass none) off the screen."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

