@@ -175,7 +175,7 @@ def train(
         from edgecls.train.single import Listener, TrainResult
     others = given - {"resume", "as_json"}
     if resume and others:
-        typed = ", ".join("--" + name.replace("_", "-") for name in sorted(others))
+        typed = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(others))
         raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
     listener = Listener(
         console.print, lambda epoch: console.print(tables.epoch_line(epoch)), progress=sys.stderr.isatty()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Optional, TypeVar, get_args, get_origin
 
 import typer
-from click.core import ParameterSource
 
 from edgecls.errors import OptionError
 from edgecls.options import Flag, flags_of, from_flat, read_flat, without_none
@@ -33,7 +32,8 @@ def flags(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(ctx: typer.Context, **values: Any) -> None:
-            given = {n for n in values if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
+            sources = {name: ctx.get_parameter_source(name) for name in values}
+            given = {name for name, source in sources.items() if source and not source.name.startswith("DEFAULT")}
             typed = {n: _parsed(known[n], values[n]) for n in given & set(known)}
             file = values.pop(_FILE)
             read = read_flat(file) if file else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from edgecls.train.losses import Loss, class_weights
-from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import Schedule
 
 
@@ -72,7 +73,7 @@ def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
 def test_a_plateau_divides_the_rate_and_warm_up_does_not_undo_it() -> None:
     options = OptimizerOptions("sgd", 1.0, 0.0, schedule="plateau", warmup=0.1)
     optimizer = make_optimizer(network(), options, {})
-    falls, rises = (each["scheduler"] for each in make_schedulers(optimizer, options, 100))
+    ((rises,), falls) = ([each["scheduler"] for each in make_schedulers(optimizer, options, 100)], make_plateau(optimizer))
     for _epoch in range(10):
         for _step in range(10):
             optimizer.step()
@@ -83,7 +84,7 @@ def test_a_plateau_divides_the_rate_and_warm_up_does_not_undo_it() -> None:
 
 def test_class_weights_are_those_of_scikit_learn() -> None:
     targets = torch.tensor([0] * 6 + [1] * 3 + [2])
-    expected = compute_class_weight("balanced", classes=[0, 1, 2], y=targets.numpy())
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets.numpy())
     assert class_weights(targets, 3).tolist() == pytest.approx(expected.tolist())
 
 

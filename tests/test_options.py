@@ -80,7 +80,7 @@ def test_flags_win_over_the_file_of_options(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 TYPOS = [
-    pytest.param(["--epochs", "x"], 2, "not a valid int", id="a word for a number"),
+    pytest.param(["--epochs", "x"], 2, "Invalid value for '--epochs'", id="a word for a number"),
     pytest.param(["--schedule", "cosin"], 2, "is not one of", id="an unknown choice"),
     pytest.param(["--hidden", "64,x"], 1, "--hidden 64,x: expected int values", id="a word in a list"),
     pytest.param(["--epohcs", "1"], 2, "No such option", id="an unknown flag"),
@@ -89,7 +89,7 @@ TYPOS = [
     pytest.param(["--features", "runs/a"], 1, "--features and --classifier go together", id="half a pair"),
     pytest.param(["--unfreeze", "last:0"], 1, "--unfreeze last:0", id="unfreezing nothing"),
     pytest.param(["--find-lr", "--lr", "1"], 1, "--find-lr with --lr", id="looking for what is said"),
-    pytest.param(["--resume", "latest", "--epochs", "3"], 1, "leave out --epochs", id="resuming otherwise"),
+    pytest.param(["--resume", "latest", "--epochs", "3"], 1, "leave out DATA, --epochs", id="resuming otherwise"),
     pytest.param(["--device", "tpu"], 2, "is not one of", id="an unknown device"),
 ]
 

@@ -149,10 +149,9 @@ def test_a_full_disk_ends_the_training_with_a_message_and_the_best_checkpoint(
         written.append(path)
         save(classifier, path)
 
-    monkeypatch.setattr(recorder, "save_checkpoint", full)
-    with pytest.raises(RunError, match="No space left on device"):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+        patch.setattr(recorder, "save_checkpoint", full)
         train(options(photos, epochs=30, lr=0.05, out="full"))
-    monkeypatch.undo()
     resumed = resume("full")
     assert isinstance(resumed, TrainResult)
     assert resumed.n_epochs == 30
@@ -165,8 +164,7 @@ def test_ctrl_c_before_the_first_epoch_says_how_to_start_again(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgecls.train.phases.fit", interrupt)
-    with pytest.raises(TrainingError, match="edgecls train --resume stopped"):
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="edgecls train --resume stopped"):
+        patch.setattr("edgecls.train.phases.fit", interrupt)
         train(options(photos, out="stopped"))
-    monkeypatch.undo()
     assert isinstance(resume("stopped"), TrainResult)

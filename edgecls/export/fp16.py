@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import onnx
+from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgecls.export.graph import HEAD_PREFIX, embed_manifest
@@ -37,5 +38,31 @@ def half(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    head = [node.name for node in copy.graph.node if node.name.startswith(HEAD_PREFIX)]
-    return cast(onnx.ModelProto, convert_float_to_float16(copy, keep_io_types=True, node_block_list=head or None))
+    head = _taken_off(copy.graph)
+    halved = cast(onnx.ModelProto, convert_float_to_float16(copy, keep_io_types=True))
+    if head:
+        halved.graph.node.extend(head.node)
+        halved.graph.initializer.extend(head.initializer)
+        del halved.graph.output[:]
+        halved.graph.output.extend(head.output)
+    return halved
+
+
+def _taken_off(graph: onnx.GraphProto) -> onnx.GraphProto | None:
+    """Cut the fitted classifier off, so that the graph answers with its features; None where there is none."""
+    nodes = [node for node in graph.node if node.name.startswith(HEAD_PREFIX)]
+    if not nodes:
+        return None
+    constants = [each for each in graph.initializer if each.name.startswith(HEAD_PREFIX)]
+    inside = {name for node in nodes for name in node.output} | {each.name for each in constants}
+    (features,) = {name for node in nodes for name in node.input if name and name not in inside}
+    head = helper.make_graph(nodes, "head", [], list(graph.output), constants)
+    for node in nodes:
+        graph.node.remove(node)
+    for each in constants:
+        graph.initializer.remove(each)
+    kept = [each for each in graph.value_info if not each.name.startswith(HEAD_PREFIX) and each.name != features]
+    del graph.value_info[:], graph.output[:]
+    graph.value_info.extend(kept)
+    graph.output.append(helper.make_tensor_value_info(features, TensorProto.FLOAT, None))
+    return head

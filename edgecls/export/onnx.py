@@ -14,7 +14,7 @@ import onnx
 import onnx.shape_inference
 import torch
 import torch.nn.functional as F
-from onnx import compose
+from onnx import compose, helper
 from torch import Tensor, nn
 
 from edgecls.errors import ExportError
@@ -35,8 +35,6 @@ class _Deployed(nn.Module):
     def __init__(self, classifier: PixelClassifier) -> None:
         super().__init__()
         self.classifier = classifier
-        layers = list(classifier.head) if isinstance(classifier.head, nn.Sequential) else [classifier.head]
-        self.head = nn.Sequential(*(layer for layer in layers if not isinstance(layer, OnnxHead)))
         self.register_buffer(PIXEL_SCALE, (1 / classifier.std).view(3, 1, 1, 1))
         self.register_buffer("pixel_shift", -(classifier.mean / classifier.std).flatten())
 
@@ -44,7 +42,11 @@ class _Deployed(nn.Module):
         # Cast before Transpose: TensorRT refuses to transpose uint8
         x = images.to(torch.float32).permute(0, 3, 1, 2)
         x = F.conv2d(x, self.get_buffer(PIXEL_SCALE), self.get_buffer("pixel_shift"), groups=3)
-        return cast(Tensor, self.head(self.classifier.backbone(x)))
+        x = self.classifier.backbone(x)
+        layers = list(head) if isinstance(head := self.classifier.head, nn.Sequential) else [head]
+        for layer in layers:
+            x = x if isinstance(layer, OnnxHead) else layer(x)
+        return cast(Tensor, x)
 
 
 def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: Path) -> None:
@@ -91,7 +93,9 @@ def _with_head(features: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelPr
         joined = compose.merge_models(features, head, [(FEATURES, FEATURES)])
     except ValueError as error:
         raise ExportError(f"the head of this run does not fit its network: {error}; train the run again") from error
-    del joined.graph.value_info[:]
+    opsets = {each.domain: each.version for each in joined.opset_import}  # either part has brought its own
+    del joined.graph.value_info[:], joined.opset_import[:]
+    joined.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
     return onnx.shape_inference.infer_shapes(joined)
 
 

@@ -104,10 +104,12 @@ class Batches:
         return -(-len(self.inputs) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        # a generator, which begins at its first batch: Lightning makes the iterator before the epoch is told
         rows = list(enumerate(torch.split(self._order(), self.batch_size)))
         if isinstance(self.inputs, Tensor):  # in memory: a gather is too quick to be worth a thread
-            return iter(map(self._batch, rows))
-        return prefetch(self._batch, rows, n_threads=1, ahead=_AHEAD)
+            yield from map(self._batch, rows)
+        else:
+            yield from prefetch(self._batch, rows, n_threads=1, ahead=_AHEAD)
 
     def _order(self) -> Tensor:
         n = len(self.targets)

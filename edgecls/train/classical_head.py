@@ -257,5 +257,8 @@ def _joined(front: onnx.ModelProto, body: onnx.ModelProto) -> onnx.ModelProto:
     body = compose.add_prefix(body, "model/", rename_inputs=False, rename_outputs=False)
     joined = compose.merge_models(front, body, [("inputs", "inputs")])
     joined.ir_version = front.ir_version
+    opsets = {each.domain: each.version for each in joined.opset_import}  # each part has brought its own
+    del joined.opset_import[:]
+    joined.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
     onnx.checker.check_model(joined, full_check=True)
     return joined

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import onnxruntime
@@ -82,7 +82,7 @@ def _session(classifier: PixelClassifier, pixels: Tensor) -> Any | None:
             torch.onnx.export(
                 _Features(classifier).eval(),
                 (pixels[: _N_PROVED - 1],),
-                graph,  # type: ignore[arg-type]  the older exporter takes a stream
+                cast(Any, graph),  # declared for the newer exporter only, which takes no stream
                 dynamo=False,
                 opset_version=17,
                 input_names=["images"],

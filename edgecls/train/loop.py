@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edgecls.errors import RunError
@@ -26,7 +27,7 @@ from edgecls.train.batches import Batch, Batches, generator_of
 from edgecls.train.losses import Loss
 from edgecls.train.machine import lightning_precision, resolved_device
 from edgecls.train.models import PixelClassifier
-from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import MachineOptions
 from edgecls.train.recorder import Epoch, Recorder, without_improvement
 from edgecls.train.stages import hold_frozen_statistics
@@ -115,6 +116,8 @@ class Training(L.LightningModule):
         self.train_batches, self.val_batches = batches
         self._loss = (loss,)  # in a tuple, so that a teacher's weights are not part of the checkpoint
         self.train_sums, self.val_sums, self.started = _Sums(), _Sums(), time.perf_counter()
+        self.plateau: ReduceLROnPlateau | None = None
+        self.kept_plateau: dict[str, Any] = {}
         self.average: AveragedModel | None = None
         if phase.ema:
             averaging = get_ema_multi_avg_fn(phase.ema)
@@ -182,15 +185,22 @@ class Training(L.LightningModule):
             seconds=time.perf_counter() - self.started,
         )
         self.recorder.add(epoch, self.judged)
+        if self.plateau:
+            self.plateau.step(val_loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[_KEPT] = {"phase": self.phase.name, "epochs": self.recorder.rows()}
+        plateau = self.plateau.state_dict() if self.plateau else {}
+        checkpoint[_KEPT] = {"phase": self.phase.name, "epochs": self.recorder.rows(), "plateau": plateau}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.recorder.restore(checkpoint[_KEPT]["epochs"])
+        self.kept_plateau = checkpoint[_KEPT]["plateau"]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:  # Lightning loads what was kept before this, and the optimiser's part after
         optimizer = make_optimizer(self.classifier, self.phase.optimizer, self.phase.scales)
+        if self.phase.optimizer.schedule == "plateau":
+            self.plateau = make_plateau(optimizer)
+            self.plateau.load_state_dict(self.kept_plateau)
         return [optimizer], make_schedulers(optimizer, self.phase.optimizer, self.n_steps)
 
     def _logits(self, classifier: PixelClassifier, inputs: Tensor) -> Tensor:

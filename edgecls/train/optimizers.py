@@ -64,7 +64,7 @@ def make_optimizer(
 
 
 def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions, n_steps: int) -> list[dict[str, Any]]:
-    """Lightning's description of what changes the rates.
+    """Lightning's description of what changes the rates with the steps; a plateau comes besides (`make_plateau`).
 
     Args:
         n_steps: optimiser steps of the whole phase.
@@ -74,13 +74,8 @@ def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions,
         peaks = [group["lr"] for group in optimizer.param_groups]
         cycle = OneCycleLR(optimizer, peaks, total_steps=max(n_steps, 2), pct_start=max(options.warmup, 1 / n_steps))
         return [{"scheduler": cycle, "interval": "step"}]
-    if options.schedule == "plateau":
-        falls = ReduceLROnPlateau(optimizer, factor=0.1, patience=_PLATEAU_PATIENCE)
-        described: list[dict[str, Any]] = [{"scheduler": falls, "interval": "epoch", "monitor": "val_loss"}]
-        if n_warmup:  # LinearLR multiplies, so it does not undo what the plateau has divided
-            rises = LinearLR(optimizer, _FIRST, total_iters=n_warmup)
-            described.append({"scheduler": rises, "interval": "step"})
-        return described
+    if options.schedule == "plateau":  # LinearLR multiplies, so it does not undo what the plateau has divided
+        return [{"scheduler": LinearLR(optimizer, _FIRST, total_iters=n_warmup), "interval": "step"}] if n_warmup else []
     curve = _CURVES[options.schedule]
 
     def share(step: int) -> float:
@@ -89,6 +84,15 @@ def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions,
         return curve((step - n_warmup) / max(n_steps - n_warmup, 1))
 
     return [{"scheduler": LambdaLR(optimizer, share), "interval": "step"}]
+
+
+def make_plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+    """Divides the rates by ten where the validation loss has not fallen for some epochs.
+
+    Not among those that Lightning steps: it steps them after its checkpoint is written, so that a resumed run would go
+    on at another rate.
+    """
+    return ReduceLROnPlateau(optimizer, factor=0.1, patience=_PLATEAU_PATIENCE)
 
 
 def _stepped(progress: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import replace
 from typing import Any, Final
 
@@ -44,8 +46,10 @@ def find_lr(
     Raises:
         TrainingError: the loss never fell.
     """
-    search = _Search(classifier, replace(phase, ema=0.0), batches, loss, Recorder(None))
-    with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, quiet():
+    endless = replace(phase, ema=0.0, epochs=_STEPS)  # an epoch has a step at least
+    search = _Search(classifier, endless, batches, loss, Recorder(None))
+    # Lightning's progress bar cannot be switched off here
+    with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, quiet(), redirect_stderr(io.StringIO()):
         trainer = make_trainer(search, [], replace(options, folder=None, loggers=(), progress=False), scratch)
         finder = Tuner(trainer).lr_find(
             search, batches[0], min_lr=_LOWEST, max_lr=_HIGHEST, num_training=_STEPS, update_attr=False
