@@ -328,8 +328,8 @@ def stratified_folds(images: Sequence[LabelledImage], n_folds: int, seed: int) -
     short = [f"{label} ({counts[label]})" for label in sorted(counts, key=natural_key) if counts[label] < n_folds]
     if short:
         raise DatasetError(
-            f"{n_folds} folds need {n_folds} images of every class, one for each fold; there are fewer of {some(short)}. "
-            "Add images, remove the class, or use fewer --folds"
+            f"{n_folds} folds need {n_folds} images of every class, one for each fold; there are fewer of "
+            f"{some(short)}. Add images, remove the class, or use fewer --folds"
         )
     rng = np.random.default_rng(seed)
     fold_of: dict[int, int] = {}

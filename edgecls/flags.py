@@ -41,7 +41,7 @@ def flags(
             own = {n: value for n, value in values.items() if n not in known}
             command(from_flat(options, merged, str(file or "options")), frozenset(given), **own)
 
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values()][2:]
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
         first = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         made = [_parameter(flag, flag.name in arguments) for flag in known.values()]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (first, *made, _file_parameter(), *own)]
@@ -55,7 +55,9 @@ def flags(
 
 def _file_parameter() -> inspect.Parameter:
     told = typer.Option("--options", help="A JSON file of options, such as a run's options.json; flags win.")
-    return inspect.Parameter(_FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[Path], told])
+    return inspect.Parameter(
+        _FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[Path], told]
+    )
 
 
 def _parameter(flag: Flag, is_argument: bool) -> inspect.Parameter:
@@ -63,7 +65,7 @@ def _parameter(flag: Flag, is_argument: bool) -> inspect.Parameter:
     default, shown = flag.default, flag.shown or True
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        kind = Enum(flag.name, {str(choice): str(choice) for choice in choices}, type=str)  # type: ignore[misc]
+        kind = Enum(flag.name, {str(choice): str(choice) for choice in choices}, type=str)  # type: ignore[misc, no-redef]
         default = None if default is None else kind(default)
     elif get_origin(kind) is tuple:
         kind, optional, default = str, True, ",".join(map(str, default)) if default else None
@@ -94,4 +96,3 @@ def _parsed(flag: Flag, value: Any) -> Any:
     except ValueError as error:
         name = flag.name.replace("_", "-")
         raise OptionError(f"--{name} {value}: expected {each.__name__} values with commas between") from error
-

@@ -22,7 +22,7 @@ _SHOWN: Final = "shown"
 
 def option(default: _T, help: str, *, shown: str = "") -> _T:
     """A field with its help line; `shown` is what stands for a default of None ("the weights' own")."""
-    return field(default=default, metadata={_HELP: help, _SHOWN: shown})  # type: ignore[no-any-return, call-overload]
+    return field(default=default, metadata={_HELP: help, _SHOWN: shown})
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ def read_flat(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"--options {path}: {error.strerror}; expected a JSON file such as a run's options.json") from error
+        raise OptionError(
+            f"--options {path}: {error.strerror}; expected a JSON file such as a run's options.json"
+        ) from error
     except ValueError as error:
         raise OptionError(f"--options {path}: not JSON ({error}); expected an object of option names") from error
     if not isinstance(values, dict):
@@ -111,7 +113,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
     """An annotation less its None, and whether it had one."""
     if get_origin(hint) in (Union, types.UnionType):
         kept = tuple(each for each in get_args(hint) if each is not type(None))
-        return (kept[0] if len(kept) == 1 else Union[kept]), len(kept) < len(get_args(hint))  # noqa: UP007
+        return (kept[0] if len(kept) == 1 else Union[kept]), len(kept) < len(get_args(hint))
     return hint, False
 
 

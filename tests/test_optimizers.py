@@ -73,7 +73,10 @@ def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
 def test_a_plateau_divides_the_rate_and_warm_up_does_not_undo_it() -> None:
     options = OptimizerOptions("sgd", 1.0, 0.0, schedule="plateau", warmup=0.1)
     optimizer = make_optimizer(network(), options, {})
-    ((rises,), falls) = ([each["scheduler"] for each in make_schedulers(optimizer, options, 100)], make_plateau(optimizer))
+    ((rises,), falls) = (
+        [each["scheduler"] for each in make_schedulers(optimizer, options, 100)],
+        make_plateau(optimizer),
+    )
     for _epoch in range(10):
         for _step in range(10):
             optimizer.step()

@@ -95,7 +95,9 @@ TYPOS = [
 
 
 @pytest.mark.parametrize(("words", "code", "message"), TYPOS)
-def test_a_typo_on_the_command_line_is_answered_with_what_was_expected(words: list[str], code: int, message: str) -> None:
+def test_a_typo_on_the_command_line_is_answered_with_what_was_expected(
+    words: list[str], code: int, message: str
+) -> None:
     result = CliRunner().invoke(cli.app, ["train", "data", *words], env={"COLUMNS": "200"})
     assert result.exit_code == code
     assert message in " ".join(result.output.replace("│", " ").split())

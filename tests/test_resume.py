@@ -79,9 +79,8 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
 
 def test_a_training_killed_between_its_phases_goes_on_with_the_second(in_empty_folder: Path, photos: Path) -> None:
     train(options(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
-    changes = {
-        "model": "mobilenet_v3_small", "image_size": 32, "weights": "first/checkpoint.pt", "freeze_epochs": 2, "epochs": 3
-    }  # fmt: skip
+    changes = {"model": "mobilenet_v3_small", "image_size": 32, "weights": "first/checkpoint.pt"}
+    changes |= {"freeze_epochs": 2, "epochs": 3}
     train(options(photos, out="whole", **changes))
     train_until_killed({"data": str(photos), **QUICK, **changes, "out": "killed"}, 2)
     resume("killed")
@@ -90,7 +89,9 @@ def test_a_training_killed_between_its_phases_goes_on_with_the_second(in_empty_f
     assert [row["phase"] for row in rows_of(Path("killed/history.csv"))] == ["head", "head", "all"]
 
 
-def test_a_training_that_was_killed_before_its_first_epoch_ended_starts_again(in_empty_folder: Path, photos: Path) -> None:
+def test_a_training_that_was_killed_before_its_first_epoch_ended_starts_again(
+    in_empty_folder: Path, photos: Path
+) -> None:
     whole = train(options(photos, out="whole"))
     values = {"data": str(photos), **QUICK, "out": "killed"}
     train_until_killed(values, 1)
@@ -149,9 +150,10 @@ def test_a_full_disk_ends_the_training_with_a_message_and_the_best_checkpoint(
         written.append(path)
         save(classifier, path)
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+    with monkeypatch.context() as patch:
         patch.setattr(recorder, "save_checkpoint", full)
-        train(options(photos, epochs=30, lr=0.05, out="full"))
+        with pytest.raises(RunError, match="No space left on device"):
+            train(options(photos, epochs=30, lr=0.05, out="full"))
     resumed = resume("full")
     assert isinstance(resumed, TrainResult)
     assert resumed.n_epochs == 30
@@ -164,7 +166,8 @@ def test_ctrl_c_before_the_first_epoch_says_how_to_start_again(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="edgecls train --resume stopped"):
+    with monkeypatch.context() as patch:
         patch.setattr("edgecls.train.phases.fit", interrupt)
-        train(options(photos, out="stopped"))
+        with pytest.raises(TrainingError, match="edgecls train --resume stopped"):
+            train(options(photos, out="stopped"))
     assert isinstance(resume("stopped"), TrainResult)

@@ -58,7 +58,8 @@ def test_folds_end_in_a_table_of_accuracies_and_an_ensemble_that_predicts(in_emp
         export(ExportOptions(str(fold.run)))
     report = predict(PredictOptions((photos,), ("crossed",)))
     assert report.images == 24
-    assert len(report.members) == 3
+    assert report.ensemble is not None
+    assert [member.name for member in report.ensemble.members] == ["fold-1", "fold-2", "fold-3"]
     with pytest.raises(RunError, match=r"is an ensemble of 3 runs; name one of them, such as crossed/fold-1"):
         find_run("crossed")
 

@@ -127,7 +127,9 @@ class Batches:
         if self.drawing is None:
             rows = rows[rank::n_ranks]
             return Batch(self.inputs[rows], self.targets[rows])
-        fewest = min(2 * n_ranks, len(self.targets))  # batch norm cannot train on one image: others are drawn to join it
+        fewest = min(
+            2 * n_ranks, len(self.targets)
+        )  # batch norm cannot train on one image: others are drawn to join it
         if len(rows) < fewest:
             joining = generator_of(self.drawing.seed, self.epoch, number)
             rows = torch.cat([rows, torch.randint(len(self.targets), (fewest - len(rows),), generator=joining)])

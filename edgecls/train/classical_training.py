@@ -34,9 +34,7 @@ def train_classical(options: TrainOptions, dataset: Dataset, folder: Path, liste
     write_split(readable, run.path(SPLIT))
     splits: tuple[Split, ...] = ("train", "val", "test")
     targets = {split: readable.targets(split) for split in splits}
-    fitted = fit_head(
-        start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run
-    )
+    fitted = fit_head(start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run)
     listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
     result = TrainResult(
         run=folder,
@@ -51,7 +49,9 @@ def train_classical(options: TrainOptions, dataset: Dataset, folder: Path, liste
         seconds=0.0,
         unreadable={str(image.path): reason for image, reason in readable.unreadable.items()},
     )
-    return complete(run, options, replace(start, dataset=readable, classifier=fitted.classifier), pixels, result, started)
+    return complete(
+        run, options, replace(start, dataset=readable, classifier=fitted.classifier), pixels, result, started
+    )
 
 
 def _start(options: TrainOptions, dataset: Dataset) -> Start:
@@ -62,7 +62,9 @@ def _start(options: TrainOptions, dataset: Dataset) -> Start:
         manifest = run.manifest
     except RunError as error:
         if name in SCRATCH:
-            raise OptionError(f"--features {name}: it has no trained weights; name a run or a published model") from error
+            raise OptionError(
+                f"--features {name}: it has no trained weights; name a run or a published model"
+            ) from error
         network = NetworkOptions(name, IMAGENET, options.network.image_size)
         try:
             classifier, preprocessing = build(network, len(dataset.labels))

@@ -13,11 +13,12 @@ from edgecls import metrics
 from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split, read_split
 from edgecls.errors import OptionError
 from edgecls.images import natural_key
-from edgecls.options import flat, flags_of
+from edgecls.options import flags_of, flat
 from edgecls.runs import METRICS, SPLIT, Run, find_run, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, logits_of, network_options
 from edgecls.train.machine import rank
+from edgecls.train.onnx_head import HEAD
 from edgecls.train.options import NetworkOptions, TrainOptions
 from edgecls.train.pixels import Decoder
 from edgecls.train.single import Listener, Start, TrainResult, train_single
@@ -55,10 +56,16 @@ def extend(options: TrainOptions, dataset: Dataset) -> Extension:
     if not run.path(SPLIT).is_file():
         raise OptionError(f"--extend {options.source.extend}: it has no {SPLIT}; only a trained run can be extended")
     network = network_options(manifest, str(run.folder))
+    if run.path(HEAD).is_file():
+        raise OptionError(
+            f"--extend {options.source.extend}: its classifier is none of a network's; extend a trained network"
+        )
     if options.network not in (NetworkOptions(), network):
         differing = [flag.name for flag in flags_of(NetworkOptions) if _differs(options.network, flag.name)]
         raise OptionError(
-            f"--extend keeps the network of {options.source.extend}; leave out --{', --'.join(differing)}".replace("_", "-")
+            f"--extend keeps the network of {options.source.extend}; leave out --{', --'.join(differing)}".replace(
+                "_", "-"
+            )
         )
     old = manifest.labels
     new = sorted(set(dataset.labels) - set(old), key=natural_key)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import lightning as L
 import torch
@@ -100,7 +100,7 @@ class _Sums:
         """Of all processes together."""
         device = trainer.strategy.root_device
         sums = torch.tensor([float(self.loss), float(self.hits), float(self.n)], dtype=torch.float64, device=device)
-        loss, hits, n = trainer.strategy.reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        loss, hits, n = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return loss / max(n, 1), hits / max(n, 1)
 
 
@@ -120,7 +120,7 @@ class Training(L.LightningModule):
         self.kept_plateau: dict[str, Any] = {}
         self.average: AveragedModel | None = None
         if phase.ema:
-            averaging = get_ema_multi_avg_fn(phase.ema)
+            averaging = get_ema_multi_avg_fn(phase.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(classifier, multi_avg_fn=averaging, use_buffers=True).requires_grad_(False)
 
     @property
@@ -130,7 +130,7 @@ class Training(L.LightningModule):
     @property
     def judged(self) -> PixelClassifier:
         """The weights that validate and are kept."""
-        return self.average.module if self.average is not None else self.classifier
+        return self.classifier if self.average is None else cast(PixelClassifier, self.average.module)
 
     def setup(self, stage: str) -> None:
         part = (self.trainer.global_rank, self.trainer.world_size)
@@ -150,7 +150,8 @@ class Training(L.LightningModule):
         logits = self._logits(self.classifier, batch.inputs)
         loss = self._loss[0](logits, batch.targets, batch.inputs)
         self.train_sums.add(loss, logits, batch.targets)
-        return loss * batch.weight
+        weighed: Tensor = loss * batch.weight
+        return weighed
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.average is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecls.train.models import PixelClassifier
-
 
 
 class Teacher(nn.Module):

@@ -75,7 +75,9 @@ def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions,
         cycle = OneCycleLR(optimizer, peaks, total_steps=max(n_steps, 2), pct_start=max(options.warmup, 1 / n_steps))
         return [{"scheduler": cycle, "interval": "step"}]
     if options.schedule == "plateau":  # LinearLR multiplies, so it does not undo what the plateau has divided
-        return [{"scheduler": LinearLR(optimizer, _FIRST, total_iters=n_warmup), "interval": "step"}] if n_warmup else []
+        return (
+            [{"scheduler": LinearLR(optimizer, _FIRST, total_iters=n_warmup), "interval": "step"}] if n_warmup else []
+        )
     curve = _CURVES[options.schedule]
 
     def share(step: int) -> float:

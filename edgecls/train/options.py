@@ -71,7 +71,9 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         if self.model in SCRATCH and self.weights == IMAGENET:
             raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
-        _expect(self.image_size is None or 8 <= self.image_size <= 1024, "image-size", self.image_size, "8 to 1024 pixels")
+        _expect(
+            self.image_size is None or 8 <= self.image_size <= 1024, "image-size", self.image_size, "8 to 1024 pixels"
+        )
         _expect(self.width is None or self.width >= 1, "width", self.width, "1 or more channels")
         _expect(self.blocks is None or 1 <= self.blocks <= 8, "blocks", self.blocks, "1 to 8")
         _expect(1 <= self.convs <= 8, "convs", self.convs, "1 to 8")
@@ -110,7 +112,9 @@ class TransferOptions:
         _expect(0 < self.layer_decay <= 1, "layer-decay", self.layer_decay, "a number above 0 and at most 1")
         number = self.unfreeze.removeprefix("last:")
         is_count = number == self.unfreeze or (number.isdecimal() and int(number) > 0)
-        _expect(bool(self.unfreeze) and is_count, "unfreeze", self.unfreeze, "all, last:N with N of 1 or more, or a stage")
+        _expect(
+            bool(self.unfreeze) and is_count, "unfreeze", self.unfreeze, "all, last:N with N of 1 or more, or a stage"
+        )
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         frozen = self.transfer.freeze_epochs
         _expect(
-            frozen is None or frozen <= self.recipe.epochs, "freeze-epochs", frozen, f"0 to --epochs ({self.recipe.epochs})"
+            frozen is None or frozen <= self.recipe.epochs,
+            "freeze-epochs",
+            frozen,
+            f"0 to --epochs ({self.recipe.epochs})",
         )
         if frozen and self.network.resolved_weights == NONE and not self.source.extend:
             raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")

@@ -61,7 +61,7 @@ class Phases:
             TrainingError: the loss is no longer finite, or a batch of two is too much for the memory.
             RunError: the folder cannot be written to, or what a killed run left is damaged.
         """
-        self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier.to(memory_format=torch.channels_last)
         midway = self._restore()
         recipe = self.recipe
         if recipe.head and midway != "all":
@@ -128,7 +128,9 @@ class Phases:
                         f"out of memory at a batch of {micro}; use a smaller --image-size or --model"
                     ) from error
             phase = replace(phase, accumulate=2 * phase.accumulate)
-            self.say(f"out of memory at {micro} images: trying {-(-micro // 2)} at a time, with steps of as many as before")
+            self.say(
+                f"out of memory at {micro} images: trying {-(-micro // 2)} at a time, with steps of as many as before"
+            )
             torch.cuda.empty_cache()
 
     def _on_device(self) -> tuple[Mapping[Split, Inputs], Mapping[str, Tensor]]:
@@ -165,4 +167,3 @@ class Phases:
     def _frozen_backbone(self, is_frozen: bool) -> None:
         for parameter in self.classifier.backbone.parameters():
             parameter.requires_grad_(not is_frozen)
-

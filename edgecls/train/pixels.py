@@ -158,9 +158,7 @@ class Decoder:
                 pass  # neither memory nor the temporary folder: decode on demand
         all_images = [image for split in SPLITS for image in dataset.splits[split]]
         readable = dataset.without(unreadable_images(all_images, self.preprocessing))
-        return readable, {
-            split: DecodedOnDemand(readable.splits[split], self.preprocessing) for split in SPLITS
-        }
+        return readable, {split: DecodedOnDemand(readable.splits[split], self.preprocessing) for split in SPLITS}
 
 
 def unreadable_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessing) -> dict[LabelledImage, str]:

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 from typing import Any, Final
 
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 
 from edgecls.errors import TrainingError
 from edgecls.train.batches import Batches

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgecls.train.augment import Augmentation, augmentation
-from edgecls.train.options import NONE, Optimizer, TrainOptions
 from edgecls.train.optimizers import OptimizerOptions
+from edgecls.train.options import NONE, Optimizer, TrainOptions
 
 SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
 
@@ -55,10 +55,8 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
         head_epochs = 0 if from_scratch else min(_HEAD_EPOCHS, recipe.epochs)
     rest_epochs = recipe.epochs - head_epochs
     kind: Optimizer = recipe.optimizer or ("sgd" if from_scratch else "adamw")
-    if from_scratch:
-        peak = recipe.lr or _scratch_lr(network.model, kind) * batch_size / 128
-    else:
-        peak = recipe.lr or _HEAD_LR
+    usual = _scratch_lr(network.model, kind) * batch_size / 128 if from_scratch else _HEAD_LR
+    peak = recipe.lr or usual
     fine = transfer.fine_tune_lr or (peak if from_scratch else peak / 3)
     names = options.augmentation.augment or (("light",) if is_small else ("standard",))
     return Recipe(

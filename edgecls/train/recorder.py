@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-
 from edgecls.errors import TrainingError
 from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
 from edgecls.train.checkpoint import save_checkpoint
@@ -85,5 +84,3 @@ def without_improvement(epochs: Sequence[Epoch]) -> int:
         return 0
     best = max(range(len(epochs)), key=lambda index: (epochs[index].val_accuracy, -index))
     return len(epochs) - 1 - best
-
-

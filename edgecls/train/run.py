@@ -52,7 +52,9 @@ def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | F
     keep_freed_memory()
     folder = find_model(name)
     if not (folder / OPTIONS).is_file():
-        raise RunError(f"{name}: no {OPTIONS} in it, so there is nothing to resume; start anew with: edgecls train DATA")
+        raise RunError(
+            f"{name}: no {OPTIONS} in it, so there is nothing to resume; start anew with: edgecls train DATA"
+        )
     options = from_flat(TrainOptions, read_flat(folder / OPTIONS), str(folder / OPTIONS))
     if (folder / METRICS).is_file() and not _is_unfinished(folder):
         raise RunError(f"{name}: its training has ended; to train on, use --weights {folder}/checkpoint.pt")

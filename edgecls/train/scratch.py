@@ -253,8 +253,10 @@ class Airbench(nn.Module):
     images: (n, 3, h, w) float, normalised, 9 px a side or more -> features (n, 4 * width).
 
     Attributes:
-        is_whitened: the first layer's weight holds whitening filters and stays as it is.
+        is_whitened: () bool; the first layer's weight holds whitening filters and stays as it is.
     """
+
+    is_whitened: Tensor
 
     SMALLEST: Final = 9  # 2x2 without padding leaves 8 px, three poolings 1
 
@@ -265,7 +267,7 @@ class Airbench(nn.Module):
         self.block2 = _AirbenchBlock(width, 4 * width)
         self.block3 = _AirbenchBlock(4 * width, 4 * width)
         self.n_features = 4 * width
-        self.is_whitened = False
+        self.register_buffer("is_whitened", torch.tensor(False))  # a checkpoint says so too
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(F.gelu(self.whiten(x)))))
@@ -285,7 +287,7 @@ class Airbench(nn.Module):
         filters = (directions / (variances + epsilon).sqrt()).T.view(-1, 3, 2, 2)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
         self.whiten.weight.requires_grad_(False)
-        self.is_whitened = True
+        self.is_whitened.fill_(True)
 
     def fixed_parameters(self) -> list[nn.Parameter]:
         """What is never trained: the scale of every norm, and the filters once they whiten."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import lightning as L
 import numpy as np
@@ -43,6 +43,7 @@ from edgecls.train.phases import Features, Phases
 from edgecls.train.pixels import Decoder
 from edgecls.train.recipes import recipe_of
 from edgecls.train.recorder import Epoch, Recorder
+from edgecls.train.scratch import Airbench
 
 _WHITENING_IMAGES: Final = 5000
 
@@ -298,13 +299,12 @@ def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
 
 
 def _whiten(classifier: PixelClassifier, pixels: Inputs, seed: int) -> None:
-    """Set a first layer that whitens, where the network has one, by what the training images hold."""
-    initialise = getattr(classifier.backbone, "initialise_whitening", None)
-    if initialise is None:
+    """Set a first layer that whitens, where the network has one without trained weights, by the training images."""
+    backbone = classifier.backbone
+    if not isinstance(backbone, Airbench) or backbone.is_whitened:
         return
     rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:_WHITENING_IMAGES]
-    with torch.no_grad():
-        cast(Callable[[torch.Tensor], None], initialise)(classifier.normalised(pixels[rows]))
+    backbone.initialise_whitening(classifier.normalised(pixels[rows]))
 
 
 def seed_all(options: TrainOptions) -> None:
