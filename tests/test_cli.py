@@ -134,7 +134,7 @@ def test_error_rows_give_exit_code_3(exported_run: Path, photos: Path, in_empty_
 
 WRONG = [
     pytest.param(["train", "dta"], 1, "dta: no such folder or CSV", id="a mistyped data folder"),
-    pytest.param(["train", "--model", "resnet9", "--weights", "imagenet"], 1, "no such folder", id="no data folder"),
+    pytest.param(["train", "--model", "resnet9"], 1, "no such folder", id="no data folder"),
     pytest.param(["train", "--epochs", "0"], 1, "--epochs 0: expected 1 or more", id="no epochs"),
     pytest.param(["train", "--epochs", "many"], 2, "valid integer", id="epochs in words"),
     pytest.param(["train", "--device", "tpu"], 2, "tpu", id="an unknown device"),

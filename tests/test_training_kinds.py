@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgecls.datasets import read_split, stratified_folds
-from edgecls.errors import DatasetError, OptionError, RunError, TrainingError
+from edgecls.errors import DatasetError, MissingExtra, OptionError, RunError, TrainingError
 from edgecls.export.run import ExportOptions, export
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
@@ -299,3 +299,28 @@ def test_a_picture_that_vanishes_while_nothing_is_cached_ends_the_training(in_em
 
     with pytest.raises(TrainingError, match="was readable when training began and no longer is"):
         trained(photos, Listener(on_epoch=vanish), cache="none")
+
+
+def test_tensorboard_gets_the_figures_of_every_epoch(in_empty_folder: Path, photos: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = trained(photos, epochs=3)
+    events = EventAccumulator(str(result.run / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_accuracy"):
+        assert len(events.Scalars(name)) == 3
+    history = rows_of(result.run / "history.csv")
+    shown = [event.value for event in events.Scalars("val_accuracy")]
+    assert shown == pytest.approx([float(row["val_accuracy"]) for row in history])
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
+    in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'")
+
+    monkeypatch.setattr(f"edgecls.train.loggers.{'MLFlowLogger' if name == 'mlflow' else 'WandbLogger'}", missing)
+    with pytest.raises(MissingExtra, match=rf"--track {name} needs .*edgecls\[{name}\]"):
+        trained(photos, track=[name])

@@ -122,19 +122,27 @@ class RecipeOptions:
     """Recipe."""
 
     epochs: int = option(15, "Passes over the training images, at most.")
-    batch_size: int | None = option(None, "Images a step, over all devices.", shown="128 up to 64 px, else 32")
+    batch_size: int | None = option(
+        None, "Images a step, over all devices.", shown="128 up to 64 px (512 for airbench), else 32"
+    )
     lr: float | None = option(
-        None, "Peak learning rate of the first phase; `auto` looks for it.",
-        shown="0.003; from scratch 0.1, for airbench 0.4, at batch 128",
+        None, "Peak learning rate of the first phase.",
+        shown="0.003; sgd from scratch 0.1, airbench 0.19, at batch 128",
     )  # fmt: skip
     optimizer: Optimizer | None = option(None, "sgd (Nesterov), adam or adamw.", shown="sgd from scratch, else adamw")
-    momentum: float = option(0.9, "Of sgd.")
+    momentum: float | None = option(None, "Of sgd.", shown="0.9; 0.85 for airbench")
     weight_decay: float | None = option(
-        None, "Of kernels and matrices; norms and biases have none.", shown="0.0005 for sgd, 0.05 for adamw, 0 for adam"
+        None,
+        "Of kernels and matrices; norms and biases have none.",
+        shown="0.0005 for sgd (0.0013 for airbench), 0.05 for adamw, 0 for adam",
     )
-    schedule: Schedule = option("cosine", "How the rate falls after warm-up; onecycle moves the momentum too.")
+    schedule: Schedule | None = option(
+        None, "How the rate falls after warm-up; onecycle moves the momentum too.", shown="cosine; linear for airbench"
+    )
     warmup: float = option(0.2, "Share of the steps in which the rate rises to its peak.")
-    label_smoothing: float = option(0.1, "Share of each target spread over all classes.")
+    label_smoothing: float | None = option(
+        None, "Share of each target spread over all classes.", shown="0.1; 0.2 for airbench"
+    )
     balance: Balance = option("none", "For uneven classes: weigh the loss, or draw the classes equally often.")
     clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.")
     accumulate: int = option(1, "Batches whose gradients make one step.")
@@ -147,11 +155,12 @@ class RecipeOptions:
         size = self.batch_size
         _expect(size is None or size >= 2, "batch-size", size, "2 or more; batch norm cannot train on one")
         _expect(self.lr is None or 0 < self.lr < 100, "lr", self.lr, "a number above 0 and below 100")
-        _expect(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and below 1")
+        _expect(self.momentum is None or 0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and below 1")
         decay = self.weight_decay
         _expect(decay is None or 0 <= decay < 1, "weight-decay", decay, "0 or more and below 1")
         _expect(0 <= self.warmup < 1, "warmup", self.warmup, "0 or more and below 1")
-        _expect(0 <= self.label_smoothing < 1, "label-smoothing", self.label_smoothing, "0 or more and below 1")
+        smoothing = self.label_smoothing
+        _expect(smoothing is None or 0 <= smoothing < 1, "label-smoothing", smoothing, "0 or more and below 1")
         _expect(self.clip >= 0, "clip", self.clip, "0 or more")
         _expect(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         _expect(0 <= self.ema < 1, "ema", self.ema, "0 or more and below 1")

@@ -162,7 +162,7 @@ class Phases:
     def _loss(self, teacher: Teacher | None = None) -> Loss:
         recipe, source = self.options.recipe, self.options.source
         weights = class_weights(self.targets["train"], self.n_classes) if recipe.balance == "weights" else None
-        return Loss(recipe.label_smoothing, weights, teacher, source.temperature, source.teacher_weight)
+        return Loss(self.recipe.label_smoothing, weights, teacher, source.temperature, source.teacher_weight)
 
     def _frozen_backbone(self, is_frozen: bool) -> None:
         for parameter in self.classifier.backbone.parameters():

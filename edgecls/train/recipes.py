@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.optimizers import OptimizerOptions
-from edgecls.train.options import NONE, Optimizer, TrainOptions
+from edgecls.train.options import NONE, Optimizer, Schedule, TrainOptions
 
 SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
 
 _HEAD_EPOCHS: Final = 10
-_WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
-# at batch 128; by the measurements in docs/training.md
-_SCRATCH_LR: Final = {"airbench": 0.4}
-_ADAM_LR: Final = 1e-3
 _HEAD_LR: Final = 3e-3
 _HEAD_DROPOUT: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a kind of training uses where the user says nothing; by the measurements in docs/training.md.
+
+    Attributes:
+        lr: peak rate; of a scratch network at batch 128, and in proportion to the batch.
+    """
+
+    optimizer: Optimizer
+    lr: float
+    weight_decay: float
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    label_smoothing: float = 0.1
+    batch_size: int = 128
+
+
+_SCRATCH: Final = Usual("sgd", 0.1, 5e-4)
+_TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
+# airbench94's, whose rate 11.5 for 1,024 examples and decay 0.0153 are for a loss that is summed and decoupled decay
+# (https://github.com/KellerJordan/cifar10-airbench): 11.5 / (1024 * (1 + 1 / (1 - 0.85))) * 128 = 0.1875
+_AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 512)
+_ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
+_WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,7 @@ class Recipe:
     """
 
     batch_size: int
+    label_smoothing: float
     augmentation: Augmentation
     head: OptimizerOptions | None
     head_epochs: int
@@ -48,33 +71,46 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
     """
     recipe, network, transfer = options.recipe, options.network, options.transfer
     is_small = max(size_hw) <= SMALL
-    batch_size = recipe.batch_size or (128 if is_small else 32)
     from_scratch = network.resolved_weights == NONE and not options.source.extend
+    usual = _usual(options, from_scratch)
+    batch_size = recipe.batch_size or (usual.batch_size if is_small else 32)
     head_epochs = transfer.freeze_epochs
     if head_epochs is None:
         head_epochs = 0 if from_scratch else min(_HEAD_EPOCHS, recipe.epochs)
     rest_epochs = recipe.epochs - head_epochs
-    kind: Optimizer = recipe.optimizer or ("sgd" if from_scratch else "adamw")
-    usual = _scratch_lr(network.model, kind) * batch_size / 128 if from_scratch else _HEAD_LR
-    peak = recipe.lr or usual
+    in_proportion = from_scratch and usual.optimizer == "sgd"
+    peak = recipe.lr or usual.lr * (batch_size / 128 if in_proportion else 1)
     fine = transfer.fine_tune_lr or (peak if from_scratch else peak / 3)
     names = options.augmentation.augment or (("light",) if is_small else ("standard",))
+    smoothing = usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing
     return Recipe(
         batch_size=batch_size,
+        label_smoothing=smoothing,
         augmentation=augmentation(names, options.augmentation.erase),
-        head=_optimizer(options, kind, peak) if head_epochs else None,
+        head=_optimizer(options, usual, peak) if head_epochs else None,
         head_epochs=head_epochs,
         head_dropout=_HEAD_DROPOUT if network.dropout is None else network.dropout,
-        rest=_optimizer(options, kind, fine) if rest_epochs else None,
+        rest=_optimizer(options, usual, fine) if rest_epochs else None,
         rest_epochs=rest_epochs,
     )
 
 
-def _scratch_lr(model: str, kind: Optimizer) -> float:
-    return _SCRATCH_LR.get(model, 0.1) if kind == "sgd" else _ADAM_LR
+def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
+    usual = _TRANSFER
+    if from_scratch:
+        usual = _AIRBENCH if options.network.model == "airbench" else _SCRATCH
+    kind = options.recipe.optimizer
+    if kind is None or kind == usual.optimizer:
+        return usual
+    lr = _HEAD_LR if not from_scratch else _ADAM_LR
+    if kind == "sgd":
+        lr = _SCRATCH.lr / 10  # trained weights bear a tenth of what new ones do
+    return replace(usual, optimizer=kind, lr=lr, weight_decay=_WEIGHT_DECAY[kind])
 
 
-def _optimizer(options: TrainOptions, kind: Optimizer, lr: float) -> OptimizerOptions:
+def _optimizer(options: TrainOptions, usual: Usual, lr: float) -> OptimizerOptions:
     recipe = options.recipe
-    decay = _WEIGHT_DECAY[kind] if recipe.weight_decay is None else recipe.weight_decay
-    return OptimizerOptions(kind, lr, decay, recipe.momentum, recipe.schedule, recipe.warmup)
+    decay = usual.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    momentum = usual.momentum if recipe.momentum is None else recipe.momentum
+    schedule = recipe.schedule or usual.schedule
+    return OptimizerOptions(usual.optimizer, lr, decay, momentum, schedule, recipe.warmup)

@@ -17,7 +17,7 @@ from edgecls.runs import (
     point_latest_at,
     write_json,
 )
-from edgecls.train.classical_training import train_classical
+from edgecls.train.classical_run import train_classical
 from edgecls.train.extend import train_extended
 from edgecls.train.folds import FoldsResult, train_folds
 from edgecls.train.machine import keep_freed_memory, rank
