@@ -170,9 +170,10 @@ def train(
         from edgecls import tables
         from edgecls.evaluate.figures import draw_training
         from edgecls.train.machine import rank
+        from edgecls.train.result import TrainResult
         from edgecls.train.run import resume as resume_run
         from edgecls.train.run import train as train_run
-        from edgecls.train.single import Listener, TrainResult
+        from edgecls.train.single import Listener
     others = given - {"resume", "as_json"}
     if resume and others:
         typed = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(others))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
     from edgecls.train.folds import FoldsResult
     from edgecls.train.pretrained import PretrainedResult
     from edgecls.train.recorder import Epoch
-    from edgecls.train.single import TrainResult
+    from edgecls.train.result import TrainResult
 
 _PRECISION_NAMES: Final = {
     "fp32": "FP32",

@@ -16,7 +16,8 @@ from .conftest import rows_of, write_image
 # no batch norm, whose statistics are those of a process's own part of the batch, and no augmentation, whose draws are
 COMMON = [
     "--model", "cnn", "--width", "4", "--image-size", "16", "--batch-norm", "none", "--augment", "none",
-    "--epochs", "3", "--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--dropout", "0", "--lr", "0.05", "--json",
+    "--epochs", "3", "--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--dropout", "0",
+    "--lr", "0.05", "--json",
 ]  # fmt: skip
 
 

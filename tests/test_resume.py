@@ -18,8 +18,9 @@ from edgecls.options import from_flat
 from edgecls.runs import OPTIONS, RESUME, find_run
 from edgecls.train import recorder
 from edgecls.train.options import TrainOptions
+from edgecls.train.result import TrainResult
 from edgecls.train.run import resume, train
-from edgecls.train.single import Listener, TrainResult
+from edgecls.train.single import Listener
 
 from .conftest import rows_of
 

@@ -251,3 +251,12 @@ def test_a_network_trained_on_a_gpu_answers_alike_on_the_cpu(in_empty_folder: Pa
         pixels = torch.from_numpy(golden["images"])
     cpu, gpu = logits_of(classifier, pixels), logits_of(classifier.cuda(), pixels)
     assert torch.allclose(cpu, gpu, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_a_gpu_trains_on_the_batches_of_a_cpu(in_empty_folder: Path, photos: Path) -> None:
+    changes = {"precision": "fp32", "augment": ["none"], "dropout": 0.0, "epochs": 1, "balance": "sampling"}
+    one, other = (train(quick(photos, device=device, out=device, **changes)) for device in ("cpu", "cuda"))
+    losses = [float(rows_of(result.run / "history.csv")[0]["train_loss"]) for result in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)

@@ -23,8 +23,9 @@ from edgecls.train.folds import FoldsResult
 from edgecls.train.options import TrainOptions
 from edgecls.train.pixels import decode_images
 from edgecls.train.recorder import Epoch
+from edgecls.train.result import TrainResult
 from edgecls.train.run import resume, train
-from edgecls.train.single import Listener, TrainResult
+from edgecls.train.single import Listener
 
 from .conftest import draw, rows_of, write_class_folders, write_image
 
@@ -82,6 +83,32 @@ def test_folds_that_were_finished_before_a_kill_are_not_trained_again(in_empty_f
     assert isinstance(resumed, FoldsResult)
     assert len(epochs) <= 2
     assert [fold.validation_accuracy for fold in resumed.folds] == [fold.validation_accuracy for fold in whole.folds]
+
+
+def test_a_fold_whose_first_image_is_broken_leaves_it_out(in_empty_folder: Path, photos: Path) -> None:
+    (photos / "checks" / "0.png").write_bytes(b"broken")
+    result = train(options(photos, folds=2, epochs=1))
+    assert isinstance(result, FoldsResult)
+    assert sum(fold.n_validation for fold in result.folds) == 23
+    assert list(result.unreadable) == [str(photos / "checks" / "0.png")]
+
+
+def test_ctrl_c_in_a_fold_ends_all_of_them_and_they_go_on_together(
+    in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = phases.fit
+
+    def interrupt(*arguments: Any) -> None:
+        fit(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "fit", interrupt)
+        with pytest.raises(TrainingError, match="interrupted in fold-1; go on with: edgecls train --resume crossed"):
+            train(options(photos, folds=2, out="crossed"))
+    resumed = resume("crossed")
+    assert isinstance(resumed, FoldsResult)
+    assert [fold.n_epochs for fold in resumed.folds] == [2, 2]
 
 
 def test_a_class_with_fewer_images_than_folds_is_named(in_empty_folder: Path, photos: Path) -> None:

@@ -117,7 +117,8 @@ class Batches:
             return torch.arange(n)
         generator = generator_of(self.drawing.seed, self.epoch)
         if self.drawing.balanced:
-            shares = 1 / torch.bincount(self.targets).clamp(min=1)[self.targets].double()
+            targets = self.targets.cpu()  # where the generator is
+            shares = 1 / torch.bincount(targets)[targets].double()
             return torch.multinomial(shares, n, replacement=True, generator=generator)
         return torch.randperm(n, generator=generator)
 

@@ -27,7 +27,10 @@ from edgecls.train.models import PixelClassifier, build
 from edgecls.train.onnx_head import HEAD, OnnxHead, set_last_layer
 from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, NetworkOptions, TrainOptions
 from edgecls.train.pixels import Decoder
-from edgecls.train.single import Listener, Start, TrainResult, complete, described
+from edgecls.train.recorder import Recorder
+from edgecls.train.result import TrainResult, complete
+from edgecls.train.single import Listener
+from edgecls.train.start import Start, described
 
 
 def train_classical(options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener) -> TrainResult:
@@ -49,22 +52,8 @@ def train_classical(options: TrainOptions, dataset: Dataset, folder: Path, liste
     targets = {split: readable.targets(split) for split in splits}
     fitted = fit_head(start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run)
     listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
-    result = TrainResult(
-        run=folder,
-        validation_accuracy=fitted.scores["val"].accuracy,
-        n_validation=len(targets["val"]),
-        test_accuracy=None,
-        n_test=len(targets["test"]),
-        n_train=len(targets["train"]),
-        n_parameters=sum(p.numel() for p in fitted.classifier.parameters()),
-        best_epoch=0,
-        n_epochs=0,
-        seconds=0.0,
-        unreadable={str(image.path): reason for image, reason in readable.unreadable.items()},
-    )
-    return complete(
-        run, options, replace(start, dataset=readable, classifier=fitted.classifier), pixels, result, started
-    )
+    start = replace(start, dataset=readable, classifier=fitted.classifier)
+    return complete(run, options, start, pixels, Recorder(None), started)
 
 
 def _start(options: TrainOptions, dataset: Dataset) -> Start:

@@ -21,7 +21,9 @@ from edgecls.train.machine import rank
 from edgecls.train.onnx_head import HEAD
 from edgecls.train.options import NetworkOptions, TrainOptions
 from edgecls.train.pixels import Decoder
-from edgecls.train.single import Listener, Start, TrainResult, train_single
+from edgecls.train.result import TrainResult
+from edgecls.train.single import Listener, train_single
+from edgecls.train.start import Start
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgecls import metrics
 from edgecls.datasets import Dataset, LabelledImage, Split, stratified_folds
+from edgecls.errors import TrainingError
 from edgecls.runs import ENSEMBLE, METRICS, RESUME, Run, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, logits_of
@@ -21,7 +22,9 @@ from edgecls.train.features import features_of
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
 from edgecls.train.pixels import Decoder
-from edgecls.train.single import Listener, TrainResult, read_result, seed_all, start_of, train_single
+from edgecls.train.result import TrainResult, read_result
+from edgecls.train.single import Listener, seed_all, train_single
+from edgecls.train.start import start_of
 
 FOLD: Final = "fold-{}"
 
@@ -129,11 +132,14 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
 
     Raises:
         DatasetError: a class has fewer images than there are folds.
+        TrainingError: the user stopped it; what is finished is kept.
     """
     started = time.perf_counter()
     pool = (*dataset.splits["train"], *dataset.splits["val"])
     stratified_folds(pool, options.data_use.folds, options.data_use.seed)  # refuse before anything is decoded
-    everything = replace(dataset, splits={"train": pool, "val": pool[:1], "test": dataset.splits["test"]})
+    splits: dict[Split, tuple[LabelledImage, ...]]
+    splits = {"train": pool, "val": dataset.splits["val"], "test": dataset.splits["test"]}
+    everything = replace(dataset, splits=splits)  # a data set must have a val split; each fold brings its own
     seed_all(options)
     start = start_of(options, everything)
     decoder = _SharedDecoder(Decoder(options.data_use.cache, start.preprocessing), everything)
@@ -149,12 +155,17 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
             results.append(read_result(Run(folder / name)))
             continue
         fold = replace(start_of(single, part), preprocessing=start.preprocessing)
-        results.append(train_single(single, fold, folder / name, listener, decoder=decoder, features=features))
+        result = train_single(
+            single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features
+        )
+        if (folder / name / RESUME).is_file():
+            raise TrainingError(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
+        results.append(result)
     test = _ensemble_accuracy([folder / name for name in names], decoder.dataset, decoder.test_pixels)
     write_json(folder / ENSEMBLE, {"members": names})
-    result = FoldsResult(folder, tuple(results), test, time.perf_counter() - started)
-    write_json(folder / METRICS, result.to_json())
-    return result
+    crossed = FoldsResult(folder, tuple(results), test, time.perf_counter() - started)
+    write_json(folder / METRICS, crossed.to_json())
+    return crossed
 
 
 def _without(dataset: Dataset, held_out: list[LabelledImage]) -> Dataset:

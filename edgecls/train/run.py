@@ -22,7 +22,9 @@ from edgecls.train.extend import train_extended
 from edgecls.train.folds import FoldsResult, train_folds
 from edgecls.train.machine import keep_freed_memory, rank
 from edgecls.train.options import TrainOptions
-from edgecls.train.single import Listener, TrainResult, seed_all, start_of, train_single
+from edgecls.train.result import TrainResult
+from edgecls.train.single import Listener, seed_all, train_single
+from edgecls.train.start import start_of
 
 
 def train(options: TrainOptions, listener: Listener = Listener()) -> TrainResult | FoldsResult:

@@ -1,0 +1,126 @@
+"""What a training leaves: a complete run folder, and the figures of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecls.datasets import SPLITS, Split
+from edgecls.errors import RunError
+from edgecls.manifest import Manifest
+from edgecls.options import flat
+from edgecls.runs import CHECKPOINT, METRICS, Run, read_json, write_json
+from edgecls.train.batches import Inputs
+from edgecls.train.machine import resolved_device
+from edgecls.train.measure import measure
+from edgecls.train.options import TrainOptions
+from edgecls.train.recorder import Recorder
+from edgecls.train.start import Start
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` made and measured; accuracies, precision and recall are fractions.
+
+    Attributes:
+        run: the run folder.
+        validation_accuracy: of the best checkpoint, in float32.
+        test_accuracy: the same on the test split; None where the data has none.
+        figures: all that was measured, as `metrics.json` has it.
+        best_epoch, n_epochs: 0 where no network was trained.
+        unreadable: reason by path of the images that were left out.
+    """
+
+    run: Path
+    validation_accuracy: float
+    n_validation: int
+    test_accuracy: float | None
+    n_test: int
+    n_train: int
+    n_parameters: int
+    best_epoch: int
+    n_epochs: int
+    seconds: float
+    unreadable: dict[str, str]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return (Run(self.run),)
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: value for name, value in vars(self).items() if name != "figures"}
+        return {**self.figures, **values, "run": str(self.run)}
+
+
+def read_result(run: Run) -> TrainResult:
+    """What `train` returned for a run that has ended.
+
+    Raises:
+        RunError: damaged.
+    """
+    figures = read_json(run.path(METRICS))
+    try:
+        values = {each.name: figures[each.name] for each in fields(TrainResult) if each.name != "figures"}
+    except KeyError as error:
+        raise RunError(f"{run.path(METRICS)}: no {error} in it; the run is damaged") from error
+    return TrainResult(**{**values, "run": run.folder}, figures=figures)
+
+
+def complete(
+    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder, started: float
+) -> TrainResult:
+    """Measure what was trained, and leave a complete run folder: manifest, figures, golden answers.
+
+    Args:
+        start: with the readable images and the trained network.
+        recorder: empty where no network was trained.
+        started: when the training was, by `time.perf_counter`.
+    """
+    training = {
+        **flat(replace(options, network=start.network)),
+        "weights": start.network.resolved_weights,
+        "data": str(options.data.absolute()),
+        "n_images": {split: len(start.dataset.splits[split]) for split in SPLITS},
+        "n_unreadable": len(start.dataset.unreadable),
+        "torch": torch.__version__,
+        "checkpoint": CHECKPOINT,
+    }
+    manifest = Manifest(start.dataset.labels, start.preprocessing, start.network.model, training=training)
+    run.record(manifest)
+    measured = measure(run, start.dataset, pixels, resolved_device(options.machine))
+    result = replace(
+        unmeasured(run.folder, start, recorder),
+        validation_accuracy=measured.figures["validation_accuracy"],
+        test_accuracy=measured.figures.get("test_accuracy"),
+        seconds=time.perf_counter() - started,
+        figures=measured.figures,
+    )
+    write_json(run.path(METRICS), result.to_json())
+    run.record(replace(manifest, metrics={**measured.scalars(), "parameters": result.n_parameters}))
+    return result
+
+
+def unmeasured(folder: Path, start: Start, recorder: Recorder) -> TrainResult:
+    """What is known before the best checkpoint is measured; all that a process which does not lead has to tell."""
+    n_images = {split: len(start.dataset.splits[split]) for split in SPLITS}
+    best = recorder.best
+    return TrainResult(
+        run=folder,
+        validation_accuracy=best.val_accuracy if best else math.nan,
+        n_validation=n_images["val"],
+        test_accuracy=None,
+        n_test=n_images["test"],
+        n_train=n_images["train"],
+        n_parameters=start.n_parameters,
+        best_epoch=best.epoch if best else 0,
+        n_epochs=len(recorder.epochs),
+        seconds=0.0,
+        unreadable={str(image.path): reason for image, reason in start.dataset.unreadable.items()},
+    )
