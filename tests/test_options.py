@@ -87,6 +87,7 @@ TYPOS = [
     pytest.param(["--track", "excel"], 1, "--track excel: expected mlflow or wandb", id="an unknown tracker"),
     pytest.param(["--folds", "1"], 1, "--folds 1: expected 0", id="one fold"),
     pytest.param(["--features", "runs/a"], 1, "--features and --classifier go together", id="half a pair"),
+    pytest.param(["--folds", "5", "--extend", "latest"], 1, "--folds with --extend", id="folds of an extension"),
     pytest.param(["--unfreeze", "last:0"], 1, "--unfreeze last:0", id="unfreezing nothing"),
     pytest.param(["--find-lr", "--lr", "1"], 1, "--find-lr with --lr", id="looking for what is said"),
     pytest.param(["--resume", "latest", "--epochs", "3"], 1, "leave out DATA, --epochs", id="resuming otherwise"),

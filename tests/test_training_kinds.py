@@ -172,7 +172,7 @@ def test_the_head_of_an_extended_model_starts_with_the_old_rows(in_empty_folder:
     assert longer.n_classes == 5
     pixels = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(longer(pixels)[:, :2], old(pixels))
+        assert torch.allclose(longer(pixels)[:, :2], old(pixels), atol=1e-5)  # a wider product rounds differently
         assert longer(pixels).shape == (3, 5)
 
 

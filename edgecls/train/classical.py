@@ -97,7 +97,7 @@ class Classical:
 def fit_classical(name: ClassicalName, features: Features, targets: Targets, n_classes: int, seed: int) -> Classical:
     """Fit one of scikit-learn's classifiers, or XGBoost's, with defaults that suit features of a trained network.
 
-    Chosen by three five-fold cross-validations on 901 training photos of cats and dogs (docs/training.md).
+    Chosen by five-fold cross-validations on 901 training photos of cats and dogs (docs/training.md).
 
     Args:
         features: (n, n_features).

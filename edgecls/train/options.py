@@ -265,3 +265,6 @@ class TrainOptions:
         )
         if frozen and self.network.resolved_weights == NONE and not self.source.extend:
             raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
+        for name in ("extend", "classifier"):
+            if self.data_use.folds and getattr(self.source, name):
+                raise OptionError(f"--folds with --{name}: folds are of one network on one data set; leave one out")
