@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/edgecls demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/installed
 	scripts/check

@@ -68,13 +68,14 @@ def folds(result: FoldsResult) -> Table:
     has_test = result.test_accuracy is not None
     table.add_column("fold", "mean ± sd", no_wrap=True, style="dim")
     for name, values in _fold_columns(result):
-        table.add_column(name, f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} %", justify="right")
+        spread = f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}"
+        table.add_column(f"{name} %", spread, justify="right", no_wrap=True)
     if has_test:
         table.add_column("test", f"ensemble {percent(result.test_accuracy or 0)}", justify="right")
     table.add_column("best epoch", justify="right")
     table.add_column("time", f"{result.seconds:.1f} s", justify="right")
     for number, fold in enumerate(result.folds):
-        figures = [percent(values[number]) for _, values in _fold_columns(result)]
+        figures = [f"{100 * values[number]:.2f}" for _, values in _fold_columns(result)]
         tested = [percent(fold.test_accuracy or 0)] if has_test else []
         epochs = f"{fold.best_epoch} of {fold.n_epochs}"
         table.add_row(str(number + 1), *figures, *tested, epochs, f"{fold.seconds:.1f} s")

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from edgecls import cli
 from edgecls.datasets import read_split, stratified_folds
 from edgecls.errors import DatasetError, MissingExtra, OptionError, RunError, TrainingError
 from edgecls.export.run import ExportOptions, export
@@ -351,3 +353,37 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setattr(f"edgecls.train.loggers.{'MLFlowLogger' if name == 'mlflow' else 'WandbLogger'}", missing)
     with pytest.raises(MissingExtra, match=rf"--track {name} needs .*edgecls\[{name}\]"):
         trained(photos, track=[name])
+
+
+def test_a_classifier_on_the_features_of_a_run_is_trained_by_the_command(in_empty_folder: Path, photos: Path) -> None:
+    base = invoke("train", photos, "--model", "cnn", "--width", 4, "--image-size", 16, "--epochs", 1, "--out", "base")
+    assert base.exit_code == 0, base.output
+    told = invoke("train", photos, "--features", "base", "--classifier", "svm", "--out", "svm")
+    assert told.exit_code == 0, told.output
+    assert "svm in" in told.output
+    assert Path("svm/figures/confusion_validation.png").is_file()
+    assert Path("svm/head.onnx").is_file()
+    assert Run(Path("svm")).manifest.training["classifier"] == "svm"
+    exported = invoke("export", "svm", "--max-drop", 100, "--min-speedup", 0)
+    assert exported.exit_code == 0, exported.output
+    report = json.loads(invoke("predict", photos, "--model", "svm", "--json").stdout)
+    assert report["images"] == 24
+    assert report["accuracy"] is not None
+    refused = invoke("train", photos, "--features", "resnet9", "--classifier", "svm")
+    assert refused.exit_code == 1
+    assert "it has no trained weights" in " ".join(refused.output.split())
+    unknown = invoke("train", photos, "--features", "mobilnet_v2", "--classifier", "svm")
+    assert "neither a run" in " ".join(unknown.output.split())
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def test_the_table_of_the_folds_fits_a_terminal(in_empty_folder: Path, photos: Path) -> None:
+    told = invoke("train", photos, "--model", "cnn", "--width", 4, "--image-size", 16, "--epochs", 1, "--folds", 3)
+    assert told.exit_code == 0, told.output
+    assert "mean ± sd" in told.output
+    table = told.output[told.output.index("Cross-validation") :].splitlines()
+    assert sum(line.strip()[:1].isdigit() for line in table) == 3
+    assert max(map(len, table)) <= 80

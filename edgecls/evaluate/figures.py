@@ -30,9 +30,11 @@ _OF_PRECISION: Final = {"fp32": "#555555", "fp16": "#7a4fb5", "int8": "#c2571a",
 def draw_training(run: Run) -> list[Path]:
     """Draw a run's figures from its `history.csv` and `metrics.json`; returns the files."""
     metrics = json.loads(run.path(METRICS).read_text(encoding="utf-8"))
-    with run.path(HISTORY).open(newline="") as file:
-        history = list(csv.DictReader(file))
-    figures = {"learning_curves": learning_curves(history, metrics["best_epoch"])}
+    figures: dict[str, Figure] = {}
+    if metrics["n_epochs"]:  # a classifier on features has no epochs
+        with run.path(HISTORY).open(newline="") as file:
+            history = list(csv.DictReader(file))
+        figures["learning_curves"] = learning_curves(history, metrics["best_epoch"])
     for name in ("validation", "test"):
         if f"{name}_confusion" in metrics:
             counts = np.array(metrics[f"{name}_confusion"])
