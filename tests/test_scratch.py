@@ -17,7 +17,6 @@ from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.train.models import build
 from edgecls.train.options import SCRATCH, NetworkOptions
 from edgecls.train.scratch import Airbench, PlainCnn
-from edgecls.train.stages import learning_rate_scales
 
 # counts that course reports publish for their networks; the settings were found by solving for them
 REPORTED = [
@@ -155,11 +154,3 @@ def test_every_scratch_network_answers_the_same_as_onnx(name: str, tmp_path: Pat
     onnx_from_checkpoint(classifier, Manifest(("a", "b", "c"), preprocessing, name), tmp_path / "model.onnx")
     with OnnxRuntimeBackend(tmp_path / "model.onnx", BackendOptions("cpu")) as backend:
         assert np.allclose(backend.infer(pixels), expected, atol=1e-4)
-
-
-def test_the_norm_biases_of_airbench_learn_at_64_times_the_rate() -> None:
-    classifier, _ = build(NetworkOptions("airbench", width=4), 3, (32, 32))
-    scales = learning_rate_scales(classifier, 1.0)
-    raised = {name for name, p in classifier.named_parameters() if scales[p] != 1}
-    assert raised == {name for name in dict(classifier.named_parameters()) if "norm" in name and name.endswith("bias")}
-    assert {scales[p] for p in classifier.parameters()} == {1.0, 64.0}

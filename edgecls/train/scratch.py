@@ -289,11 +289,6 @@ class Airbench(nn.Module):
         self.whiten.weight.requires_grad_(False)
         self.is_whitened.fill_(True)
 
-    def rate_scales(self) -> dict[nn.Parameter, float]:
-        """Rates as shares of the common one: norm biases, which nothing else scales here, learn at 64 times of it."""
-        norms = [each for each in self.modules() if isinstance(each, nn.BatchNorm2d)]
-        return {each.bias: 64.0 for each in norms}
-
     def fixed_parameters(self) -> list[nn.Parameter]:
         """What is never trained: the scale of every norm, and the filters once they whiten."""
         scales: list[nn.Parameter] = [each.weight for each in self.modules() if isinstance(each, nn.BatchNorm2d)]

@@ -137,10 +137,6 @@ def hold_frozen_statistics(classifier: PixelClassifier) -> None:
 
 
 def learning_rate_scales(classifier: PixelClassifier, layer_decay: float) -> dict[nn.Parameter, float]:
-    """The learning rate of each parameter as a share of the common one.
-
-    `layer_decay` to the power of the stages behind it, times what the network itself asks for.
-    """
-    own = classifier.backbone.rate_scales() if isinstance(classifier.backbone, Airbench) else {}
+    """The learning rate of each parameter as a share of the head's: `layer_decay` to the power of stages behind it."""
     from_head = enumerate(reversed(stages(classifier)))
-    return {p: layer_decay**depth * own.get(p, 1.0) for depth, stage in from_head for p in stage.parameters()}
+    return {parameter: layer_decay**depth for depth, stage in from_head for parameter in stage.parameters()}
