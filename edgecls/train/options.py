@@ -123,7 +123,7 @@ class RecipeOptions:
 
     epochs: int = option(15, "Passes over the training images, at most.")
     batch_size: int | None = option(
-        None, "Images a step, over all devices.", shown="128 up to 64 px (512 for airbench), else 32"
+        None, "Images a step, over all devices.", shown="128 up to 64 px (256 for airbench), else 32"
     )
     lr: float | None = option(
         None, "Peak learning rate of the first phase.",

@@ -37,7 +37,7 @@ _SCRATCH: Final = Usual("sgd", 0.1, 5e-4)
 _TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
 # airbench94's, whose rate 11.5 for 1,024 examples and decay 0.0153 are for a loss that is summed and decoupled decay
 # (https://github.com/KellerJordan/cifar10-airbench): 11.5 / (1024 * (1 + 1 / (1 - 0.85))) * 128 = 0.1875
-_AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 512)
+_AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256)
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
 _WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
 
