@@ -148,13 +148,14 @@ def targets_of(images: Sequence[LabelledImage], labels: Sequence[str]) -> np.nda
     return np.array([index[image.label] for image in images], np.int64)
 
 
-def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0, fewest_classes: int = 2) -> Dataset:
     """Find the labelled images of a folder or CSV (see `LAYOUTS`) and complete the split.
 
     Args:
         source: class folders, split folders, or a CSV file.
         val_fraction: share of each class's training images that validates, where there is no `val`.
         seed: of the draw; the same images, fraction and seed give the same split.
+        fewest_classes: 1 for images that join those of other classes.
 
     Raises:
         DatasetError: nothing there, no classes, one class, an empty class, a class that train does not know.
@@ -167,7 +168,7 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0) -> D
     labels = tuple(sorted(counts, key=natural_key))
     if not labels:
         raise DatasetError(f"{source}: no training images found.\n{LAYOUTS}")
-    if len(labels) < 2:
+    if len(labels) < fewest_classes:
         raise DatasetError(f"{source}: one class only ({labels[0]}); a classifier needs at least two.\n{LAYOUTS}")
     val = found.get("val")
     if val is None:

@@ -387,3 +387,25 @@ def test_the_table_of_the_folds_fits_a_terminal(in_empty_folder: Path, photos: P
     table = told.output[told.output.index("Cross-validation") :].splitlines()
     assert sum(line.strip()[:1].isdigit() for line in table) == 3
     assert max(map(len, table)) <= 80
+
+
+def test_one_class_alone_can_be_added_to_a_trained_model(in_empty_folder: Path, photos: Path, tmp_path: Path) -> None:
+    trained(photos, epochs=1, out="first")
+    for seed in range(4):
+        write_image(tmp_path / "more" / "plain" / f"{seed}.png", np.full((20, 24, 3), 60 * seed, np.uint8))
+    result = trained(tmp_path / "more", extend="first", model="efficientnet_lite0", width=None, image_size=None)
+    assert Run(result.run).manifest.labels == ("checks", "stripes", "plain")
+
+
+def test_a_training_that_is_refused_leaves_no_folder(in_empty_folder: Path, photos: Path) -> None:
+    trained(photos, epochs=1, out="first")
+    network = {"model": "efficientnet_lite0", "width": None, "image_size": None}
+    with pytest.raises(OptionError, match="no class that it does not know"):
+        trained(photos, extend="first", out="second", **network)
+    assert not Path("second").exists()
+
+
+def test_logistic_regression_learns_at_its_own_rate(in_empty_folder: Path, photos: Path) -> None:
+    epochs: list[Epoch] = []
+    trained(photos, Listener(on_epoch=epochs.append), model="linear", width=None, epochs=8, image_size=32)
+    assert epochs[-1].train_loss < epochs[0].train_loss < 3

@@ -127,9 +127,11 @@ class RecipeOptions:
     )
     lr: float | None = option(
         None, "Peak learning rate of the first phase.",
-        shown="0.003; sgd from scratch 0.1, airbench 0.19, at batch 128",
+        shown="0.003; sgd from scratch 0.1, airbench 0.19, at batch 128; linear 0.0001",
     )  # fmt: skip
-    optimizer: Optimizer | None = option(None, "sgd (Nesterov), adam or adamw.", shown="sgd from scratch, else adamw")
+    optimizer: Optimizer | None = option(
+        None, "sgd (Nesterov), adam or adamw.", shown="sgd from scratch, but for linear; else adamw"
+    )
     momentum: float | None = option(None, "Of sgd.", shown="0.9; 0.85 for airbench")
     weight_decay: float | None = option(
         None,

@@ -38,6 +38,9 @@ _TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
 # airbench94's, whose rate 11.5 for 1,024 examples and decay 0.0153 are for a loss that is summed and decoupled decay
 # (https://github.com/KellerJordan/cifar10-airbench): 11.5 / (1024 * (1 + 1 / (1 - 0.85))) * 128 = 0.1875
 _AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256)
+# thousands of pixels move a logit together: at 0.1 SGD diverged on them, and Adam at 0.001 swung
+_LINEAR: Final = Usual("adamw", 1e-4, 5e-4)
+_BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
 _WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
 
@@ -98,7 +101,7 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
 def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
     usual = _TRANSFER
     if from_scratch:
-        usual = _AIRBENCH if options.network.model == "airbench" else _SCRATCH
+        usual = _BY_MODEL.get(options.network.model, _SCRATCH)
     kind = options.recipe.optimizer
     if kind is None or kind == usual.optimizer:
         return usual

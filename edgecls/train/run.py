@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from edgecls.datasets import SPLITS, Dataset, open_dataset, read_split
-from edgecls.errors import RunError
+from edgecls.errors import EdgeclsError, RunError
 from edgecls.options import flat, from_flat, read_flat
 from edgecls.runs import (
     METRICS,
@@ -14,6 +15,7 @@ from edgecls.runs import (
     SPLIT,
     create_run_folder,
     find_model,
+    find_run,
     point_latest_at,
     write_json,
 )
@@ -38,7 +40,12 @@ def train(options: TrainOptions, listener: Listener = Listener()) -> TrainResult
     dataset = _open(options)
     model = options.network.model.replace("/", "-") if not options.source.classifier else options.source.classifier
     folder = create_run_folder(model, options.out) if rank() == 0 else options.out or Path("not-the-leader")
-    return _train_in(folder, options, dataset, listener)
+    try:
+        return _train_in(folder, options, dataset, listener)
+    except EdgeclsError:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {OPTIONS}:
+            shutil.rmtree(folder)  # it was refused before anything began
+        raise
 
 
 def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | FoldsResult:
@@ -73,7 +80,12 @@ def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | F
 
 
 def _open(options: TrainOptions) -> Dataset:
-    return open_dataset(options.data, val_fraction=options.data_use.val_fraction, seed=options.data_use.seed)
+    for name in (options.source.extend, options.source.teacher):
+        if name:
+            find_run(name)  # before the images, which take a while
+    use = options.data_use
+    fewest = 1 if options.source.extend else 2
+    return open_dataset(options.data, val_fraction=use.val_fraction, seed=use.seed, fewest_classes=fewest)
 
 
 def _is_unfinished(folder: Path) -> bool:
