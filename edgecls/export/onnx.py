@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +16,7 @@ from edgecls.errors import ExportError
 from edgecls.export.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
+from edgecls.train.features import quiet_exporter
 from edgecls.train.models import PixelClassifier
 from edgecls.train.onnx_head import FEATURES, OnnxHead
 
@@ -61,7 +57,7 @@ def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: P
     head = classifier.head[-1] if isinstance(classifier.head, nn.Sequential) else classifier.head
     example = torch.zeros(2, *manifest.preprocessing.size_hw, 3, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet_exporter():
             program = torch.onnx.export(
                 _Deployed(classifier.cpu().eval().to(memory_format=torch.contiguous_format)).eval(),
                 (example,),
@@ -108,17 +104,3 @@ def _strip(graph: onnx.ModelProto) -> None:
     for item in [body, *body.node, *body.input, *body.output, *body.value_info, *body.initializer]:
         del item.metadata_props[:]
         item.doc_string = ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress prints and torch-internal warnings off the screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -78,7 +78,7 @@ def _session(classifier: PixelClassifier, pixels: Tensor) -> Any | None:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
-        with _quiet():
+        with quiet_exporter():
             torch.onnx.export(
                 _Features(classifier).eval(),
                 (pixels[: _N_PROVED - 1],),
@@ -104,7 +104,7 @@ def _run(session: Any, batch: Tensor) -> NDArray[np.float32]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's prints and its advice to use the newer one off the screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -113,7 +113,7 @@ class Phases:
         pixels, targets = self._on_device()
         batch_size, searched = self.recipe.batch_size, False
         while True:
-            micro = -(-batch_size // phase.accumulate * options.recipe.accumulate)
+            micro = -(-batch_size * options.recipe.accumulate // phase.accumulate)
             train = Batches(pixels["train"], targets["train"], micro, drawing)
             val = Batches(pixels["val"], targets["val"], micro)
             try:
