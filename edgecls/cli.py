@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -178,9 +179,8 @@ def train(
     if resume and others:
         typed = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(others))
         raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
-    listener = Listener(
-        console.print, lambda epoch: console.print(tables.epoch_line(epoch)), progress=sys.stderr.isatty()
-    )
+    say = partial(console.print, soft_wrap=True)  # a line stays one where it goes into a file
+    listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), progress=sys.stderr.isatty())
     if rank():
         listener = Listener()  # of processes that train together, one speaks
     result = resume_run(resume, listener) if resume else train_run(options, listener)
@@ -241,6 +241,8 @@ def export(
             results.append(export_run(replace(options, run=str(member)), progress))
         if not as_json:
             console.print(*tables.exported(results[-1]), sep="\n")
+    if len(results) > 1 and not as_json:
+        console.print(tables.exported_members(results))
     verdict = "missed" if any(result.verdict == "missed" for result in results) else results[0].verdict
     if as_json:
         members = [result.to_json() for result in results]

@@ -72,13 +72,15 @@ def folds(result: FoldsResult) -> Table:
         table.add_column(f"{name} %", spread, justify="right", no_wrap=True)
     if has_test:
         table.add_column("test", f"ensemble {percent(result.test_accuracy or 0)}", justify="right")
-    table.add_column("best epoch", justify="right")
+    has_epochs = any(fold.n_epochs for fold in result.folds)
+    if has_epochs:
+        table.add_column("best epoch", justify="right")
     table.add_column("time", f"{result.seconds:.1f} s", justify="right")
     for number, fold in enumerate(result.folds):
         figures = [f"{100 * values[number]:.2f}" for _, values in _fold_columns(result)]
         tested = [percent(fold.test_accuracy or 0)] if has_test else []
-        epochs = f"{fold.best_epoch} of {fold.n_epochs}"
-        table.add_row(str(number + 1), *figures, *tested, epochs, f"{fold.seconds:.1f} s")
+        epochs = [f"{fold.best_epoch} of {fold.n_epochs}"] if has_epochs else []
+        table.add_row(str(number + 1), *figures, *tested, *epochs, f"{fold.seconds:.1f} s")
     return table
 
 
@@ -113,6 +115,19 @@ def training(result: TrainResult) -> Table:
 def exported(result: ExportResult) -> tuple[Table, str, Table]:
     """The files side by side, the verdict, and what else it rests on."""
     return _files(result), f"{result.verdict}: {result.reason}", _export_details(result)
+
+
+def exported_members(results: Sequence[ExportResult]) -> Table:
+    """A line a member of an ensemble, for those who do not want to compare its tables."""
+    table = Table(title=f"Export of {len(results)} members", title_justify="left", box=box.SIMPLE)
+    for name in ("member", "FP32 top-1", "points lost by INT8", "INT8 img/s over FP32's", "predict opens", "verdict"):
+        table.add_column(name, justify="left" if name in ("member", "verdict") else "right")
+    for result in results:
+        lost = "-" if result.int8_drop is None else f"{100 * result.int8_drop:.2f}"
+        speedup = "-" if result.int8_speedup is None else f"{result.int8_speedup:.2f}"
+        top1 = _percent(result.precisions["fp32"].accuracy) or "-"
+        table.add_row(result.run.name, top1, lost, speedup, _PRECISION_NAMES[result.serves], result.verdict)
+    return table
 
 
 def _files(result: ExportResult) -> Table:

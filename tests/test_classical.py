@@ -12,20 +12,25 @@ import onnx
 import pytest
 import torch
 
+from edgecls import tables
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError, TrainingError
 from edgecls.export.engine import EngineOptions
 from edgecls.export.run import ExportOptions, export
 from edgecls.golden import Golden
-from edgecls.runs import Run, find_run
+from edgecls.options import from_flat
+from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.classifier import Classifier
 from edgecls.train import classical
 from edgecls.train.checkpoint import load_checkpoint
 from edgecls.train.classical import Classical, Features, Targets, fit_classical
 from edgecls.train.classical_head import head_onnx, linear_head
 from edgecls.train.features import features_of
+from edgecls.train.folds import FoldsResult
 from edgecls.train.models import build
 from edgecls.train.onnx_head import HEAD, OnnxHead
-from edgecls.train.options import ClassicalName, NetworkOptions
+from edgecls.train.options import ClassicalName, NetworkOptions, TrainOptions
+from edgecls.train.run import train
+from edgecls.train.single import Listener
 
 NAMES: tuple[ClassicalName, ...] = get_args(ClassicalName)
 N_FEATURES = 12
@@ -123,10 +128,6 @@ def test_features_of_many_pictures_are_those_of_the_network() -> None:
 
 
 def train_classical_run(source: Path, data: Path, name: ClassicalName, out: Path) -> Run:
-    from edgecls.options import from_flat
-    from edgecls.train.options import TrainOptions
-    from edgecls.train.run import train
-
     options = {"data": str(data), "features": str(source), "classifier": name, "out": str(out), "device": "cpu"}
     train(from_flat(TrainOptions, options, "a test"))
     return find_run(out)
@@ -221,3 +222,41 @@ def test_an_engine_of_trees_is_refused_before_anything_is_replaced(
 def test_features_of_an_unknown_run_are_an_error(photos: Path, in_empty_folder: Path) -> None:
     with pytest.raises(EdgeclsError, match="neither a run"):
         train_classical_run(Path("runs/nothing"), photos, "svm", in_empty_folder / "out")
+
+
+def test_folds_of_a_classical_head_end_in_an_ensemble(photos: Path, in_empty_folder: Path) -> None:
+    values = {
+        "data": str(photos), "features": "efficientnet_lite0", "image_size": 64, "classifier": "svm", "folds": 3,
+        "out": "crossed", "device": "cpu",
+    }  # fmt: skip
+    result = train(from_flat(TrainOptions, values, "a test"))
+    assert isinstance(result, FoldsResult)
+    assert [fold.n_validation for fold in result.folds] == [8, 8, 8]
+    assert result.mean > 0.7
+    assert members_of("crossed") == [Path("crossed") / f"fold-{n}" for n in (1, 2, 3)]
+    for member in members_of("crossed"):
+        assert Run(member).path(HEAD).is_file()
+        assert load_checkpoint(Run(member))(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 2)
+    lines = tables.folds(result)
+    assert "best epoch" not in [column.header for column in lines.columns]
+
+
+def test_folds_on_the_features_of_a_run_are_refused_since_it_knows_their_images(
+    exported_run: Path, photos: Path, in_empty_folder: Path
+) -> None:
+    values = {"data": str(photos), "features": str(exported_run), "classifier": "svm", "folds": 3}
+    with pytest.raises(OptionError, match="has learnt from images which the folds hold out"):
+        train(from_flat(TrainOptions, values, "a test"))
+
+
+def test_a_split_that_judges_by_what_the_features_were_learnt_from_is_told(
+    runs: dict[str, Run], exported_run: Path, in_empty_folder: Path
+) -> None:
+    photos = exported_run.parent / "photos"
+    said: dict[int, list[str]] = {0: [], 1: []}
+    for seed, lines in said.items():
+        values = {"data": str(photos), "features": str(exported_run), "classifier": "svm", "seed": seed}
+        train(from_flat(TrainOptions, values, "a test"), Listener(lines.append))
+    assert not any("learnt from" in line for line in said[0])
+    assert any("val images are among those that" in line for line in said[1])
+    assert all(f"weights: {exported_run}" in lines[0] for lines in said.values())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
+from edgecls.train.lookahead import Lookahead
 from edgecls.train.losses import Loss, class_weights
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import Schedule
@@ -116,3 +117,31 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_more_to_learn_of_it()
     logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     loss = Loss(0.0, None, Fixed(logits), teacher_weight=1.0)  # type: ignore[arg-type]
     assert loss(logits, targets, logits) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_weights_return_to_their_slow_average_which_holds_them_the_longer_the_training_is() -> None:
+    # one weight, moved to the number of its step; every second of 10 steps the slow one follows
+    model = nn.Linear(1, 1, bias=False)
+    lookahead = Lookahead(2, 10)
+    slow, seen = 2.0, []
+    for step in range(1, 11):
+        nn.init.constant_(model.weight, float(step))
+        lookahead.step(model, step)
+        seen.append(model.weight.item())
+        if step % 2 == 0:
+            keep = 0.95**2 * (step / 10) ** 3
+            slow = keep * slow + (1 - keep) * step
+            assert seen[-1] == pytest.approx(slow)
+    assert seen[::2] == [1, 3, 5, 7, 9]
+    assert seen[1] == pytest.approx(2.0)
+    assert seen[9] < 8
+
+
+def test_training_ends_at_the_slow_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    lookahead = Lookahead(5, 7)  # 7 is no multiple of 5
+    for step in range(1, 8):
+        nn.init.constant_(model[1].running_mean, float(step))
+        lookahead.step(model, step)
+    assert 5 < model[1].running_mean[0] < 7
+    assert all(map(torch.equal, lookahead.slow, (v for v in model.state_dict().values() if v.is_floating_point())))

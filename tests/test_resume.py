@@ -55,6 +55,7 @@ def train_until_killed(values: dict[str, Any], epoch: int) -> None:
 CASES = [
     pytest.param({"dropout": 0.3, "augment": ["light"], "mixup": 0.2, "ema": 0.9}, 3, id="from scratch"),
     pytest.param({"schedule": "plateau", "optimizer": "adam", "accumulate": 2}, 5, id="a plateau, in its last epoch"),
+    pytest.param({"lookahead": 2, "accumulate": 2}, 3, id="slow weights"),
 ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from edgecls.export.run import ExportOptions, export
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.predict import PredictOptions, predict
-from edgecls.train import phases
+from edgecls.train import phases, pixels
 from edgecls.train.checkpoint import load_checkpoint, logits_of
 from edgecls.train.folds import FoldsResult
 from edgecls.train.options import TrainOptions
@@ -409,3 +411,20 @@ def test_logistic_regression_learns_at_its_own_rate(in_empty_folder: Path, photo
     epochs: list[Epoch] = []
     trained(photos, Listener(on_epoch=epochs.append), model="linear", width=None, epochs=8, image_size=32)
     assert epochs[-1].train_loss < epochs[0].train_loss < 3
+
+
+def test_where_nothing_can_hold_the_pictures_they_are_decoded_in_every_epoch_and_the_user_hears_of_it(
+    in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept_lines: list[str] = []
+    kept = trained(photos, Listener(kept_lines.append), out="kept")
+    monkeypatch.setattr(pixels, "free_memory", lambda: 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    lines: list[str] = []
+    result = trained(photos, Listener(lines.append), out="anew")
+    assert any("decoded anew in every epoch" in line for line in lines)
+    assert not any("decoded anew" in line for line in kept_lines)
+    assert result.validation_accuracy == kept.validation_accuracy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
 from edgecls import metrics
-from edgecls.datasets import Dataset, Split, write_split
+from edgecls.datasets import Dataset, Split, read_label_rows, write_split
 from edgecls.errors import OptionError, RunError
 from edgecls.metrics import Indices
 from edgecls.runs import CHECKPOINT, SPLIT, Run, find_model
@@ -22,7 +22,7 @@ from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, network_options, save_checkpoint
 from edgecls.train.classical import fit_classical
 from edgecls.train.classical_head import check_answers, head_onnx, linear_head
-from edgecls.train.features import features_of
+from edgecls.train.features import Features, features_of
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.onnx_head import HEAD, OnnxHead, set_last_layer
 from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, NetworkOptions, TrainOptions
@@ -33,31 +33,46 @@ from edgecls.train.single import Listener
 from edgecls.train.start import Start, described
 
 
-def train_classical(options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener) -> TrainResult:
-    """Fit `--classifier` on the features of `--features`, and leave a complete run.
+def train_classical(
+    options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
+    decoder: Decoder | None = None, features: Features = features_of,
+) -> TrainResult:  # fmt: skip
+    """Fit `--classifier` on the features of a network, and leave a complete run.
+
+    Args:
+        start: as `classical_start` gives it.
+        decoder: of images to pixels; None decodes the images of this data set.
+        features: computes the features.
 
     Raises:
-        OptionError: neither a run nor a model has that name, or there is nothing to learn features from.
         DatasetError, TrainingError, MissingExtra, RunError: with what to do next.
     """
     started, run, name = time.perf_counter(), Run(folder), options.source.classifier
     assert name  # whoever asked for features asked for a classifier: SourceOptions sees to it
-    start = _start(options, dataset)
-    readable, pixels = Decoder(options.data_use.cache, start.preprocessing).decode(start.dataset)
+    decoder = decoder or Decoder(options.data_use.cache, start.preprocessing)
+    readable, pixels = decoder.decode(start.dataset)
     listener.say(f"{described(replace(start, dataset=readable))}; {name} on its features")
-    for warning in readable.warnings():
+    for warning in (*readable.warnings(), *_seen_before(start, readable)):
         listener.say(f"warning: {warning}")
     write_split(readable, run.path(SPLIT))
     splits: tuple[Split, ...] = ("train", "val", "test")
     targets = {split: readable.targets(split) for split in splits}
-    fitted = fit_head(start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run)
+    fitted = fit_head(
+        start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run, features
+    )
     listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
     start = replace(start, dataset=readable, classifier=fitted.classifier)
     return complete(run, options, start, pixels, Recorder(None), started)
 
 
-def _start(options: TrainOptions, dataset: Dataset) -> Start:
-    """The network whose features are used: a run's, or a published one."""
+def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
+    """The network whose features are used: a run's, or a published one.
+
+    Raises:
+        OptionError: neither a run nor a model has that name, or it has no trained weights, or folds would hold out
+            images that the run has learnt from.
+        RunError: a run that is damaged.
+    """
     name = str(options.source.features)
     try:
         run = Run(find_model(name))
@@ -73,7 +88,29 @@ def _start(options: TrainOptions, dataset: Dataset) -> Start:
         except OptionError as unknown:
             raise OptionError(f"--features {name}: neither a run ({error}) nor a model ({unknown})") from unknown
         return Start(dataset, classifier, preprocessing, network)
-    return Start(dataset, load_checkpoint(run), manifest.preprocessing, network_options(manifest, name))
+    if options.data_use.folds:
+        raise OptionError(
+            f"--folds with --features {name}: that run has learnt from images which the folds hold out, so they would "
+            "flatter it; name a published model"
+        )
+    return Start(dataset, load_checkpoint(run), manifest.preprocessing, network_options(manifest, name), name)
+
+
+def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
+    """A warning where images that judge the classifier are among those that its features were learnt from."""
+    path = Run(find_model(start.run)).path(SPLIT) if start.run else None
+    if path is None or not path.is_file():
+        return
+    learnt = {Path(row["path"]).resolve() for _, row in read_label_rows(path) if row.get("split") == "train"}
+    judging: tuple[Split, ...] = ("val", "test")
+    for split in judging:
+        judged = dataset.splits[split]
+        n_seen = sum(image.path.resolve() in learnt for image in judged)
+        if n_seen:
+            yield (
+                f"{n_seen} of the {len(judged)} {split} images are among those that {start.run} learnt from, which "
+                "flatters the result; split as that run did, with its --seed and --val-fraction"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,6 +145,7 @@ def fit_head(
     name: ClassicalName,
     seed: int,
     run: Run,
+    features_of_network: Features = features_of,
 ) -> FittedHead:
     """Fit a classifier on the features of the training images, and leave checkpoint and head in the run folder.
 
@@ -118,6 +156,7 @@ def fit_head(
         classifier: whose features are used: what the last layer of its head sees. That layer is replaced.
         pixels: (n, h, w, 3) uint8 by split; `train` must have some.
         targets: (n,) label indices by split.
+        features_of_network: computes what the backbone gives.
 
     Raises:
         TrainingError: a class has no training image, or the ONNX form does not answer as scikit-learn.
@@ -125,7 +164,8 @@ def fit_head(
     """
     started = time.perf_counter()
     classifier.eval()
-    features = {split: _penultimate(classifier, each) for split, each in pixels.items() if len(each)}
+    present = {split: each for split, each in pixels.items() if len(each)}
+    features = {split: _penultimate(classifier, each, features_of_network) for split, each in present.items()}
     featured = time.perf_counter()
     training = features["train"].numpy()
     classical = fit_classical(name, training, targets["train"], n_classes, seed)
@@ -146,9 +186,9 @@ def fit_head(
     return FittedHead(classifier.eval(), scores, featured - started, fitted - featured)
 
 
-def _penultimate(classifier: PixelClassifier, pixels: Inputs) -> Tensor:
+def _penultimate(classifier: PixelClassifier, pixels: Inputs, features_of_network: Features) -> Tensor:
     """What the last layer of the head sees, (n, n_features) float32 on the CPU."""
-    features = features_of(classifier, pixels)
+    features = features_of_network(classifier, pixels)
     if isinstance(classifier.head, nn.Linear | OnnxHead):
         return features
     device = next(each.device for each in classifier.parameters())

@@ -79,9 +79,8 @@ def extend(options: TrainOptions, dataset: Dataset) -> Extension:
     joined = _joined(read_split(run.path(SPLIT), old), dataset, (*old, *new))
     classifier = load_checkpoint(run).train()
     classifier.lengthen_head(len(joined.labels))
-    return Extension(
-        run, old, Start(joined, classifier, manifest.preprocessing, network), replace(options, network=network)
-    )
+    start = Start(joined, classifier, manifest.preprocessing, network, str(run.folder))
+    return Extension(run, old, start, replace(options, network=network))
 
 
 def _differs(network: NetworkOptions, name: str) -> bool:

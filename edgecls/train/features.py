@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.train.batches import Inputs, in_order
 from edgecls.train.models import PixelClassifier
+
+Features = Callable[[PixelClassifier, Inputs], Tensor]
 
 # One thread of a Xeon, EfficientNet-Lite0 at 224 px: 60 ms an image in PyTorch and 23 in ONNX Runtime, which fuses
 # batch norm and activation into the convolutions; writing the graph takes 1.6 s, which 43 images win back.

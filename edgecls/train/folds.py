@@ -18,6 +18,7 @@ from edgecls.errors import TrainingError
 from edgecls.runs import ENSEMBLE, METRICS, RESUME, Run, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, logits_of
+from edgecls.train.classical_run import classical_start, train_classical
 from edgecls.train.features import features_of
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
@@ -78,7 +79,8 @@ class _SharedFeatures:
         self._features: Tensor | None = None
 
     def __call__(self, classifier: PixelClassifier, inputs: Inputs) -> Tensor:
-        assert isinstance(inputs, Subset)  # as _SharedDecoder gives them
+        if not isinstance(inputs, Subset):  # the test images, which all folds have in full
+            return features_of(classifier, inputs)
         if self._features is None:
             self._features = features_of(classifier, inputs.whole)
         return self._features[inputs.rows]
@@ -141,7 +143,8 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
     splits = {"train": pool, "val": dataset.splits["val"], "test": dataset.splits["test"]}
     everything = replace(dataset, splits=splits)  # a data set must have a val split; each fold brings its own
     seed_all(options)
-    start = start_of(options, everything)
+    begin = classical_start if options.source.classifier else start_of
+    start = begin(options, everything)
     decoder = _SharedDecoder(Decoder(options.data_use.cache, start.preprocessing), everything)
     folds = stratified_folds(decoder.dataset.splits["train"], options.data_use.folds, options.data_use.seed)
     single = replace(options, data_use=replace(options.data_use, folds=0), out=None)
@@ -154,10 +157,13 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
         if (folder / name / METRICS).is_file() and not (folder / name / RESUME).is_file():
             results.append(read_result(Run(folder / name)))
             continue
-        fold = replace(start_of(single, part), preprocessing=start.preprocessing)
-        result = train_single(
-            single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features
-        )
+        fold = replace(begin(single, part), preprocessing=start.preprocessing)
+        if options.source.classifier:
+            result = train_classical(single, fold, folder / name, listener, decoder=decoder, features=features)
+        else:
+            result = train_single(
+                single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features
+            )
         if (folder / name / RESUME).is_file():
             raise TrainingError(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
         results.append(result)

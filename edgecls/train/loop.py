@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from edgecls.errors import RunError
 from edgecls.runs import RESUME
 from edgecls.train.batches import Batch, Batches, generator_of
+from edgecls.train.lookahead import Lookahead
 from edgecls.train.losses import Loss
 from edgecls.train.machine import lightning_precision, resolved_device
 from edgecls.train.models import PixelClassifier
@@ -48,6 +49,7 @@ class Phase:
         clip: largest norm of the gradient; 0 for no limit.
         accumulate: batches whose gradients make one step.
         ema: decay of the moving average of the weights that validates and is kept; 0 for none.
+        lookahead: steps between returns to the slow weights; 0 never returns.
     """
 
     name: Literal["head", "all"]
@@ -59,6 +61,7 @@ class Phase:
     clip: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
+    lookahead: int = 0
 
     def is_over(self, recorder: Recorder) -> bool:
         """Whether the history has all epochs of this phase, or the one at which it stopped early."""
@@ -118,6 +121,7 @@ class Training(L.LightningModule):
         self.train_sums, self.val_sums, self.started = _Sums(), _Sums(), time.perf_counter()
         self.plateau: ReduceLROnPlateau | None = None
         self.kept_plateau: dict[str, Any] = {}
+        self.lookahead = Lookahead(phase.lookahead, self.n_steps) if phase.lookahead else None
         self.average: AveragedModel | None = None
         if phase.ema:
             averaging = get_ema_multi_avg_fn(phase.ema)  # type: ignore[no-untyped-call]
@@ -153,7 +157,10 @@ class Training(L.LightningModule):
         weighed: Tensor = loss * batch.weight
         return weighed
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        if self.lookahead:
+            self.lookahead.step(self.classifier, self.trainer.global_step + 1)
         if self.average is not None:
             self.average.update_parameters(self.classifier)
 
@@ -191,11 +198,16 @@ class Training(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         plateau = self.plateau.state_dict() if self.plateau else {}
-        checkpoint[_KEPT] = {"phase": self.phase.name, "epochs": self.recorder.rows(), "plateau": plateau}
+        slow = self.lookahead.slow if self.lookahead else ()
+        checkpoint[_KEPT] = {
+            "phase": self.phase.name, "epochs": self.recorder.rows(), "plateau": plateau, "slow": slow,
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.recorder.restore(checkpoint[_KEPT]["epochs"])
         self.kept_plateau = checkpoint[_KEPT]["plateau"]
+        if self.lookahead:
+            self.lookahead.slow = checkpoint[_KEPT]["slow"]
 
     def configure_optimizers(self) -> Any:  # Lightning loads what was kept before this, and the optimiser's part after
         optimizer = make_optimizer(self.classifier, self.phase.optimizer, self.phase.scales)

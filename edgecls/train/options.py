@@ -149,6 +149,10 @@ class RecipeOptions:
     clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.")
     accumulate: int = option(1, "Batches whose gradients make one step.")
     ema: float = option(0.0, "Decay of a moving average of the weights, such as 0.99, that is kept; 0 for none.")
+    lookahead: int | None = option(
+        None, "Steps after which the weights return to their slow average (Lookahead); 0 never.",
+        shown="5 for airbench, else 0",
+    )  # fmt: skip
     patience: int = option(10, "Epochs without a better validation accuracy before a phase stops; 0 never stops.")
     find_lr: bool = option(False, "Look for the peak learning rate first (learning-rate range test).")
 
@@ -166,6 +170,7 @@ class RecipeOptions:
         _expect(self.clip >= 0, "clip", self.clip, "0 or more")
         _expect(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         _expect(0 <= self.ema < 1, "ema", self.ema, "0 or more and below 1")
+        _expect(self.lookahead is None or self.lookahead >= 0, "lookahead", self.lookahead, "0 (never) or more")
         _expect(self.patience >= 0, "patience", self.patience, "0 (never stop) or more")
         if self.find_lr and self.lr is not None:
             raise OptionError("--find-lr with --lr: the one looks for what the other says; leave one of them out")
@@ -267,6 +272,5 @@ class TrainOptions:
         )
         if frozen and self.network.resolved_weights == NONE and not self.source.extend:
             raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
-        for name in ("extend", "classifier"):
-            if self.data_use.folds and getattr(self.source, name):
-                raise OptionError(f"--folds with --{name}: folds are of one network on one data set; leave one out")
+        if self.data_use.folds and self.source.extend:
+            raise OptionError("--folds with --extend: folds are of one network on one data set; leave one out")

@@ -13,6 +13,7 @@ from edgecls.datasets import Dataset, Split
 from edgecls.errors import TrainingError
 from edgecls.runs import RESUME
 from edgecls.train.batches import Batches, Drawing, Inputs
+from edgecls.train.features import Features
 from edgecls.train.loop import LoopOptions, Phase, fit, kept_progress
 from edgecls.train.losses import Loss, Teacher, class_weights
 from edgecls.train.machine import is_out_of_memory, resolved_device
@@ -27,9 +28,6 @@ from edgecls.train.stages import learning_rate_scales, unfreeze
 
 _FEATURE_BATCH: Final = 1024  # validating on cached features
 _GPU_SHARE: Final = 0.25  # of the free memory of a GPU may hold the pixels of the training
-
-
-Features = Callable[[PixelClassifier, Inputs], Tensor]
 
 
 class Phases:
@@ -148,6 +146,7 @@ class Phases:
         return Phase(
             name, epochs, optimizer, self.options.data_use.seed, patience=recipe.patience, clip=recipe.clip,
             accumulate=recipe.accumulate if name == "all" else 1, ema=recipe.ema,
+            lookahead=self.recipe.lookahead if name == "all" else 0,
         )  # fmt: skip
 
     def _with_rate(self, phase: Phase, train: Batches, val: Batches) -> Phase:

@@ -46,7 +46,7 @@ def find_lr(
     Raises:
         TrainingError: the loss never fell.
     """
-    endless = replace(phase, ema=0.0, epochs=_STEPS)  # an epoch has a step at least
+    endless = replace(phase, ema=0.0, lookahead=0, epochs=_STEPS)  # an epoch has a step at least
     search = _Search(classifier, endless, batches, loss, Recorder(None))
     # Lightning's progress bar cannot be switched off here
     with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, quiet(), redirect_stderr(io.StringIO()):

@@ -31,13 +31,14 @@ class Usual:
     schedule: Schedule = "cosine"
     label_smoothing: float = 0.1
     batch_size: int = 128
+    lookahead: int = 0
 
 
 _SCRATCH: Final = Usual("sgd", 0.1, 5e-4)
 _TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
 # airbench94's, whose rate 11.5 for 1,024 examples and decay 0.0153 are for a loss that is summed and decoupled decay
 # (https://github.com/KellerJordan/cifar10-airbench): 11.5 / (1024 * (1 + 1 / (1 - 0.85))) * 128 = 0.1875
-_AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256)
+_AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256, lookahead=5)
 # thousands of pixels move a logit together: at 0.1 SGD diverged on them, and Adam at 0.001 swung
 _LINEAR: Final = Usual("adamw", 1e-4, 5e-4)
 _BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
@@ -54,6 +55,7 @@ class Recipe:
         rest: the optimiser of the other epochs; None where there are none.
         head_epochs, rest_epochs: at most.
         head_dropout: of the features, while the backbone is frozen.
+        lookahead: steps of the other epochs between returns to the slow weights; 0 never returns.
     """
 
     batch_size: int
@@ -64,6 +66,7 @@ class Recipe:
     head_dropout: float
     rest: OptimizerOptions | None
     rest_epochs: int
+    lookahead: int
 
 
 def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
@@ -95,6 +98,7 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
         head_dropout=_HEAD_DROPOUT if network.dropout is None else network.dropout,
         rest=_optimizer(options, usual, fine) if rest_epochs else None,
         rest_epochs=rest_epochs,
+        lookahead=usual.lookahead if recipe.lookahead is None else recipe.lookahead,
     )
 
 

@@ -19,7 +19,7 @@ from edgecls.runs import (
     point_latest_at,
     write_json,
 )
-from edgecls.train.classical_run import train_classical
+from edgecls.train.classical_run import classical_start, train_classical
 from edgecls.train.extend import train_extended
 from edgecls.train.folds import FoldsResult, train_folds
 from edgecls.train.machine import keep_freed_memory, rank
@@ -97,10 +97,11 @@ def _train_in(folder: Path, options: TrainOptions, dataset: Dataset, listener: L
     if is_leader:
         write_json(folder / OPTIONS, flat(options))
     result: TrainResult | FoldsResult
-    if options.source.classifier:
-        result = train_classical(options, dataset, folder, listener)
-    elif options.data_use.folds:
+    if options.data_use.folds:
         result = train_folds(options, dataset, folder, listener)
+    elif options.source.classifier:
+        start = classical_start(options, dataset)
+        result = train_classical(options, start, folder, listener)
     elif options.source.extend:
         result = train_extended(options, dataset, folder, listener)
     else:

@@ -16,15 +16,15 @@ from edgecls.errors import OptionError, TrainingError
 from edgecls.runs import RESUME, SPLIT, Run, find_run
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint
-from edgecls.train.features import features_of
+from edgecls.train.features import Features, features_of
 from edgecls.train.loggers import make_loggers
 from edgecls.train.loop import LoopOptions
 from edgecls.train.losses import Teacher
 from edgecls.train.machine import rank
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
-from edgecls.train.phases import Features, Phases
-from edgecls.train.pixels import Decoder
+from edgecls.train.phases import Phases
+from edgecls.train.pixels import DecodedOnDemand, Decoder
 from edgecls.train.recipes import recipe_of
 from edgecls.train.recorder import Epoch, Recorder
 from edgecls.train.result import TrainResult, complete, unmeasured
@@ -74,6 +74,11 @@ def train_single(
     dataset, pixels = decoder.decode(start.dataset)
     start = replace(start, dataset=dataset)
     listener.say(described(start))
+    if options.data_use.cache == "auto" and isinstance(pixels["train"], DecodedOnDemand):
+        listener.say(
+            "warning: neither memory nor the temporary folder holds the decoded pictures: they are decoded anew in "
+            "every epoch; a smaller --image-size may fit"
+        )
     for warning in dataset.warnings():
         listener.say(f"warning: {warning}")
     if is_leader:

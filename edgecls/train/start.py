@@ -24,12 +24,14 @@ class Start:
         classifier: untrained, or a trained one that is to learn more.
         preprocessing: how pictures become its input.
         network: what the classifier is rebuilt from.
+        run: whose weights the classifier has; empty for new or published ones.
     """
 
     dataset: Dataset
     classifier: PixelClassifier
     preprocessing: Preprocessing
     network: NetworkOptions
+    run: str = ""
 
     @property
     def n_parameters(self) -> int:
@@ -70,5 +72,5 @@ def described(start: Start) -> str:
     height, width = start.preprocessing.size_hw
     return (
         f"{len(dataset.labels)} classes, {counts} images; {start.network.model} at {height} x {width} px, "
-        f"{start.n_parameters / 1e6:.2f} M parameters, weights: {start.network.resolved_weights}"
+        f"{start.n_parameters / 1e6:.2f} M parameters, weights: {start.run or start.network.resolved_weights}"
     )
