@@ -21,6 +21,7 @@ from typing import Any
 CIFAR = "cifar10"
 PETS = "catsdogs"
 LITE0 = "--model efficientnet_lite0"
+ON_FEATURES = "--features efficientnet_lite0 --classifier"
 HEAD = "--epochs 20 --freeze-epochs 20"
 
 
@@ -39,36 +40,36 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("logistic regression", CIFAR, "--model linear --epochs 10 --val-fraction 0.04"),
-    Experiment("perceptron, three hidden layers", CIFAR, "--model mlp --epochs 10 --val-fraction 0.04"),
+    Experiment("logistic regression", CIFAR, "--model linear --epochs 5 --val-fraction 0.04"),
+    Experiment("perceptron, three hidden layers", CIFAR, "--model mlp --epochs 5 --val-fraction 0.04"),
     Experiment(
         "small CNN", CIFAR,
         "--model cnn --channels 32,32 --convs 1 --padding none --last-pool none --batch-norm none --hidden 128 "
-        "--epochs 8 --val-fraction 0.04",
+        "--epochs 5 --val-fraction 0.04",
     ),
     Experiment(
         "the same with batch norm", CIFAR,
         "--model cnn --channels 32,32 --convs 1 --padding none --last-pool none --batch-norm block --hidden 128 "
-        "--epochs 8 --val-fraction 0.04",
+        "--epochs 5 --val-fraction 0.04",
     ),
     Experiment(
         "the same with dropout", CIFAR,
         "--model cnn --channels 32,32 --convs 1 --padding none --last-pool none --batch-norm block --hidden 128 "
-        "--dropout 0.5 --epochs 8 --val-fraction 0.04",
+        "--dropout 0.5 --epochs 5 --val-fraction 0.04",
     ),
     Experiment(
         "the same without augmentation", CIFAR,
         "--model cnn --channels 32,32 --convs 1 --padding none --last-pool none --batch-norm block --hidden 128 "
-        "--augment none --epochs 8 --val-fraction 0.04",
+        "--augment none --epochs 5 --val-fraction 0.04",
     ),
     Experiment(
         "five narrow blocks", CIFAR,
-        "--model cnn --channels 16,32,64,128,256 --convs 1 --last-pool none --batch-norm block --epochs 8 "
+        "--model cnn --channels 16,32,64,128,256 --convs 1 --last-pool none --batch-norm block --epochs 5 "
         "--val-fraction 0.04",
     ),
-    Experiment("two convolutions a block", CIFAR, "--model cnn --width 32 --epochs 5 --val-fraction 0.04"),
-    Experiment("ResNet-9", CIFAR, "--model resnet9 --epochs 5 --val-fraction 0.04"),
-    Experiment("airbench, 10 minutes", CIFAR, "--model airbench --epochs 10 --val-fraction 0.04"),
+    Experiment("two convolutions a block", CIFAR, "--model cnn --epochs 3 --val-fraction 0.04"),
+    Experiment("ResNet-9", CIFAR, "--model resnet9 --epochs 4 --val-fraction 0.04"),
+    Experiment("airbench, 10 minutes", CIFAR, "--model airbench --epochs 13 --val-fraction 0.04"),
     Experiment("logistic regression", PETS, "--model linear --image-size 64 --epochs 20 --lr 0.001"),
     Experiment("perceptron", PETS, "--model mlp --image-size 64 --hidden 200,100,50 --epochs 20"),
     Experiment(
@@ -88,15 +89,19 @@ EXPERIMENTS = (
     ),
     Experiment("transfer, frozen backbone", PETS, f"{LITE0} {HEAD}"),
     Experiment("the same, a head of two layers", PETS, f"{LITE0} {HEAD} --hidden 256"),
-    Experiment("logistic regression on features", PETS, "--features efficientnet_lite0 --classifier logistic"),
-    Experiment("SVM on features", PETS, "--features efficientnet_lite0 --classifier svm"),
-    Experiment("random forest on features", PETS, "--features efficientnet_lite0 --classifier random-forest"),
-    Experiment("boosting on features", PETS, "--features efficientnet_lite0 --classifier boosting"),
+    Experiment("logistic regression on features", PETS, f"{ON_FEATURES} logistic"),
+    Experiment("SVM on features", PETS, f"{ON_FEATURES} svm"),
+    Experiment("random forest on features", PETS, f"{ON_FEATURES} random-forest"),
+    Experiment("boosting on features", PETS, f"{ON_FEATURES} boosting"),
     Experiment("five folds, frozen backbone", PETS, f"{LITE0} {HEAD} --folds 5"),
+    Experiment("five folds, logistic regression on features", PETS, f"{ON_FEATURES} logistic --folds 5"),
+    Experiment("five folds, SVM on features", PETS, f"{ON_FEATURES} svm --folds 5"),
+    Experiment("five folds, random forest on features", PETS, f"{ON_FEATURES} random-forest --folds 5"),
+    Experiment("five folds, boosting on features", PETS, f"{ON_FEATURES} boosting --folds 5"),
     Experiment("last stages fine-tuned at 96 px", PETS, f"{LITE0} --image-size 96 --epochs 12 --unfreeze last:4"),
     Experiment(
         "transfer, fine-tuned at 64 px, 30 minutes", CIFAR,
-        f"{LITE0} --image-size 64 --epochs 10 --freeze-epochs 3 --val-fraction 0.04", "82.9 % (VGG16)",
+        f"{LITE0} --image-size 64 --epochs 7 --freeze-epochs 2 --val-fraction 0.04", "82.9 % (VGG16)",
     ),
 )  # fmt: skip
 

@@ -75,11 +75,11 @@ def _allocate(shape: tuple[int, ...]) -> images.Pixels:
     if n_bytes <= free_memory() * MEMORY_SHARE:
         return np.empty(shape, np.uint8)
     try:
-        file = tempfile.TemporaryFile(prefix="edgecls-pixels-")  # noqa: SIM115  the mapping keeps it open
-        os.posix_fallocate(file.fileno(), 0, n_bytes)  # a sparse file would end in a bus error on a full disk
+        with tempfile.TemporaryFile(prefix="edgecls-pixels-") as file:  # the mapping outlives it
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a sparse file would end in a bus error on a full disk
+            return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise _NoRoom(error.strerror) from error
-    return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def free_memory() -> int:
@@ -115,7 +115,7 @@ class DecodedOnDemand:
         return self._decoded([self.labelled[row] for row in rows.tolist()])
 
     def _decoded(self, wanted: Sequence[LabelledImage]) -> Tensor:
-        decoded = decode_images(wanted, self.preprocessing)
+        decoded = decode_images(wanted, self.preprocessing, in_memory=True)  # a batch always is
         if decoded.unreadable:
             image, reason = next(iter(decoded.unreadable.items()))
             raise TrainingError(f"{image.path} was readable when training began and no longer is: {reason}")
