@@ -79,13 +79,11 @@ EXPERIMENTS = (
     ),
     Experiment(
         "four blocks, one wide layer", PETS,
-        "--model cnn --image-size 224 --width 32 --blocks 4 --convs 1 --batch-norm none --hidden 1024 --epochs 3 "
-        "--optimizer adam",
+        "--model cnn --image-size 224 --width 32 --blocks 4 --convs 1 --batch-norm none --hidden 1024 --epochs 3",
     ),
     Experiment(
         "three blocks of two, one wide layer", PETS,
-        "--model cnn --image-size 224 --width 32 --blocks 3 --batch-norm block --hidden 1024 --epochs 3 "
-        "--optimizer adam",
+        "--model cnn --image-size 224 --width 32 --blocks 3 --batch-norm block --hidden 1024 --epochs 3",
     ),
     Experiment("transfer, frozen backbone", PETS, f"{LITE0} {HEAD}"),
     Experiment("the same, a head of two layers", PETS, f"{LITE0} {HEAD} --hidden 256"),

@@ -12,7 +12,8 @@ from torch import nn
 from edgecls.train.lookahead import Lookahead
 from edgecls.train.losses import Loss, class_weights
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
-from edgecls.train.options import Schedule
+from edgecls.train.options import NetworkOptions, RecipeOptions, Schedule, TrainOptions
+from edgecls.train.recipes import recipe_of
 
 
 def network() -> nn.Module:
@@ -145,3 +146,30 @@ def test_training_ends_at_the_slow_weights() -> None:
         lookahead.step(model, step)
     assert 5 < model[1].running_mean[0] < 7
     assert all(map(torch.equal, lookahead.slow, (v for v in model.state_dict().values() if v.is_floating_point())))
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer", "lr"),
+    [
+        pytest.param(NetworkOptions("resnet9"), "sgd", 0.1, id="batch norm everywhere"),
+        pytest.param(NetworkOptions("cnn"), "sgd", 0.1, id="no fully connected layer"),
+        pytest.param(NetworkOptions("cnn", hidden=(100, 50)), "adam", 1e-3, id="fully connected, without batch norm"),
+        pytest.param(NetworkOptions("cnn", batch_norm="none"), "adam", 1e-3, id="no batch norm"),
+        pytest.param(NetworkOptions("mlp", batch_norm="none"), "adam", 1e-3, id="a perceptron without batch norm"),
+        pytest.param(NetworkOptions("mlp"), "sgd", 0.1, id="a perceptron"),
+        pytest.param(NetworkOptions("linear"), "adamw", 1e-4, id="logistic regression"),
+        pytest.param(NetworkOptions("airbench"), "sgd", 0.1875 * 2, id="airbench, in batches of 256"),
+        pytest.param(NetworkOptions("efficientnet_lite0"), "adamw", 1e-3, id="trained weights, a third of the head's"),
+    ],
+)
+def test_a_network_is_trained_by_what_it_bears(network: NetworkOptions, optimizer: str, lr: float) -> None:
+    rest = recipe_of(TrainOptions(network=network), (32, 32)).rest
+    assert rest is not None
+    assert (rest.name, rest.lr) == (optimizer, pytest.approx(lr))
+
+
+def test_who_asks_for_sgd_on_a_network_without_batch_norm_gets_a_rate_that_it_bears() -> None:
+    options = TrainOptions(network=NetworkOptions("cnn", batch_norm="none"), recipe=RecipeOptions(optimizer="sgd"))
+    rest = recipe_of(options, (32, 32)).rest
+    assert rest is not None
+    assert (rest.name, rest.lr, rest.weight_decay) == ("sgd", pytest.approx(0.01), 5e-4)

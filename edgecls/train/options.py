@@ -127,10 +127,12 @@ class RecipeOptions:
     )
     lr: float | None = option(
         None, "Peak learning rate of the first phase.",
-        shown="0.003; sgd from scratch 0.1, airbench 0.19, at batch 128; linear 0.0001",
+        shown="0.003; from scratch sgd 0.1 (airbench 0.19) at batch 128, adam 0.001, linear 0.0001",
     )  # fmt: skip
     optimizer: Optimizer | None = option(
-        None, "sgd (Nesterov), adam or adamw.", shown="sgd from scratch, but for linear; else adamw"
+        None,
+        "sgd (Nesterov), adam or adamw.",
+        shown="from scratch sgd, adamw for linear, adam for layers without batch norm; else adamw",
     )
     momentum: float | None = option(None, "Of sgd.", shown="0.9; 0.85 for airbench")
     weight_decay: float | None = option(

@@ -7,7 +7,7 @@ from typing import Final
 
 from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.optimizers import OptimizerOptions
-from edgecls.train.options import NONE, Optimizer, Schedule, TrainOptions
+from edgecls.train.options import NONE, NetworkOptions, Optimizer, Schedule, TrainOptions
 
 SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
 
@@ -41,6 +41,8 @@ _TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
 _AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256, lookahead=5)
 # thousands of pixels move a logit together: at 0.1 SGD diverged on them, and Adam at 0.001 swung
 _LINEAR: Final = Usual("adamw", 1e-4, 5e-4)
+# fully connected layers, or any, without batch norm: SGD at 0.1 killed their rectifiers on cats and dogs
+_WITHOUT_NORM: Final = Usual("adam", 1e-3, 0.0)
 _BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
 _WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
@@ -105,7 +107,7 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
 def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
     usual = _TRANSFER
     if from_scratch:
-        usual = _BY_MODEL.get(options.network.model, _SCRATCH)
+        usual = _BY_MODEL.get(options.network.model, _WITHOUT_NORM if _lacks_norm(options.network) else _SCRATCH)
     kind = options.recipe.optimizer
     if kind is None or kind == usual.optimizer:
         return usual
@@ -113,6 +115,10 @@ def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
     if kind == "sgd":
         lr = _SCRATCH.lr / 10  # trained weights bear a tenth of what new ones do
     return replace(usual, optimizer=kind, lr=lr, weight_decay=_WEIGHT_DECAY[kind])
+
+
+def _lacks_norm(network: NetworkOptions) -> bool:
+    return network.batch_norm == "none" or (network.model == "cnn" and bool(network.hidden))
 
 
 def _optimizer(options: TrainOptions, usual: Usual, lr: float) -> OptimizerOptions:
