@@ -170,6 +170,7 @@ def train(
     with _needs_extra("edgecls train", "train"):
         from edgecls import tables
         from edgecls.evaluate.figures import draw_training
+        from edgecls.runs import RESUME
         from edgecls.train.machine import rank
         from edgecls.train.result import TrainResult
         from edgecls.train.run import resume as resume_run
@@ -194,6 +195,8 @@ def train(
         _print_json(result.to_json())
     else:
         console.print(tables.training(result) if isinstance(result, TrainResult) else tables.folds(result))
+    if any(run.path(RESUME).is_file() for run in result.runs):  # Ctrl-C: complete as far as it went
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 @app.command()

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from edgecls import cli
 from edgecls.errors import RunError, TrainingError
 from edgecls.options import from_flat
 from edgecls.runs import OPTIONS, RESUME, find_run
@@ -173,3 +175,25 @@ def test_ctrl_c_before_the_first_epoch_says_how_to_start_again(
         with pytest.raises(TrainingError, match="edgecls train --resume stopped"):
             train(options(photos, out="stopped"))
     assert isinstance(resume("stopped"), TrainResult)
+
+
+def test_ctrl_c_leaves_a_complete_run_and_the_exit_code_of_a_stopped_process(
+    in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = recorder.Recorder.add
+
+    def stop_after_the_second(self: recorder.Recorder, epoch: recorder.Epoch, classifier: Any) -> None:
+        if epoch.epoch == 3:
+            raise KeyboardInterrupt
+        add(self, epoch, classifier)
+
+    command = ["train", str(photos), "--model", "cnn", "--width", "4", "--image-size", "16", "--epochs", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "add", stop_after_the_second)
+        ended = CliRunner().invoke(cli.app, [*command, "--device", "cpu", "--out", "stopped"])
+    assert ended.exit_code == cli.EXIT_INTERRUPTED, ended.output
+    assert "go on with: edgecls train --resume stopped" in ended.output
+    assert find_run("stopped").manifest.labels == ("checks", "stripes")
+    resumed = resume("stopped")
+    assert isinstance(resumed, TrainResult)
+    assert resumed.n_epochs == 4

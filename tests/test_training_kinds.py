@@ -235,9 +235,16 @@ def test_only_the_last_stages_are_trained_and_frozen_norms_keep_their_statistics
     assert changed < {name.split(".")[1] for name in before}
 
 
-def test_a_stage_that_the_network_does_not_have_is_refused(in_empty_folder: Path, photos: Path) -> None:
+def test_a_stage_that_the_network_does_not_have_is_refused_before_the_head_is_trained(
+    in_empty_folder: Path, photos: Path
+) -> None:
+    trained(photos, out="first")
+    epochs: list[Epoch] = []
     with pytest.raises(OptionError, match="--unfreeze layer9"):
-        trained(photos, unfreeze="layer9")
+        trained(
+            photos, Listener(on_epoch=epochs.append), weights="first/checkpoint.pt", freeze_epochs=1, unfreeze="layer9"
+        )
+    assert not epochs
 
 
 @pytest.mark.parametrize(

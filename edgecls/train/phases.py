@@ -62,6 +62,8 @@ class Phases:
         self.classifier.to(memory_format=torch.channels_last)
         midway = self._restore()
         recipe = self.recipe
+        if recipe.rest:
+            unfreeze(self.classifier, self.options.transfer.unfreeze)  # a wrong name is told before the head is trained
         if recipe.head and midway != "all":
             self._head(recipe.head)
         if recipe.rest:
