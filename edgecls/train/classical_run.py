@@ -109,7 +109,7 @@ def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
         if n_seen:
             yield (
                 f"{n_seen} of the {len(judged)} {split} images are among those that {start.run} learnt from, which "
-                "flatters the result; split as that run did, with its --seed and --val-fraction"
+                "may flatter the result; split as that run did, with its --seed and --val-fraction"
             )
 
 

@@ -118,6 +118,8 @@ def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
 
 
 def _lacks_norm(network: NetworkOptions) -> bool:
+    if network.model not in ("cnn", "mlp"):  # the others do not take --batch-norm
+        return False
     return network.batch_norm == "none" or (network.model == "cnn" and bool(network.hidden))
 
 
