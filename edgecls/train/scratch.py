@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgecls.errors import OptionError
 from edgecls.train.options import BatchNorm, LastPool, NetworkOptions, Padding
+from edgecls.train.small_maps import SmallMapConv
 
 DROPOUT: Final = 0.2  # of mlp and cnn unless told
 _MLP_HIDDEN: Final = (512, 256, 128)
@@ -230,7 +231,7 @@ class _AirbenchBlock(nn.Module):
 
 def _dirac_conv(c_in: int, c_out: int) -> nn.Conv2d:
     """A 3x3 convolution whose first c_in filters pass their channel on; the others start at random."""
-    conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+    conv = SmallMapConv(c_in, c_out, bias=False)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:c_in])
     return conv
