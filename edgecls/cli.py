@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from edgecls.errors import EdgeclsError, MissingExtra, OptionError
+from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.flags import flags
 from edgecls.train.options import TrainOptions
 from edgecls.version import __version__
@@ -35,9 +35,15 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Interrupted as stop:
+            typer.echo(str(stop), err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from stop
         except EdgeclsError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
+        except KeyboardInterrupt as stop:
+            typer.echo("stopped", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from stop
         except BrokenPipeError as error:  # whoever read our output has left, `head` for one
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from error

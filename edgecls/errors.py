@@ -6,12 +6,13 @@
   x RunError         a run folder, manifest or model file is missing, damaged or of another kind
   x OptionError      options contradict one another or name something unknown
   x TrainingError    training cannot start or go on
+    + Interrupted    the user stopped it before there was a result
   x ExportError      a model file could not be written
     + ParityError    it was written, but answers differently from its checkpoint
   x MissingExtra     an optional package is not installed; the message has the pip command
 
 A message says what was got, what was expected and what to do next. The command line catches the root
-alone, prints it without a traceback and exits 1; anything else that escapes is a bug.
+alone, prints it without a traceback and exits 1 (130 for `Interrupted`); anything else that escapes is a bug.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class OptionError(EdgeclsError):
 
 class TrainingError(EdgeclsError):
     """Training cannot start or cannot go on."""
+
+
+class Interrupted(TrainingError):
+    """The user stopped a training before it had a result; the message says how to go on. Exit code 130."""
 
 
 class ExportError(EdgeclsError):

@@ -197,3 +197,37 @@ def test_ctrl_c_leaves_a_complete_run_and_the_exit_code_of_a_stopped_process(
     resumed = resume("stopped")
     assert isinstance(resumed, TrainResult)
     assert resumed.n_epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "interrupted before the first epoch ended; stopped holds no checkpoint. Start it again with: "),
+        (["--folds", "2"], "interrupted before the first epoch ended; stopped/fold-1 holds no checkpoint. "),
+    ],
+)
+def test_ctrl_c_before_there_is_a_result_exits_as_a_stopped_process(
+    more: list[str], message: str, in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder.Recorder, "add", stop)
+    command = ["train", str(photos), "--model", "cnn", "--width", "4", "--image-size", "16", "--epochs", "4"]
+    ended = CliRunner().invoke(cli.app, [*command, "--device", "cpu", "--out", "stopped", *more])
+    assert ended.exit_code == cli.EXIT_INTERRUPTED, ended.output
+    assert message in ended.output
+    assert "--resume stopped" in ended.output
+    assert "error" not in ended.output
+
+
+def test_ctrl_c_while_images_are_looked_for_exits_as_a_stopped_process(
+    in_empty_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgecls.train.run.open_dataset", stop)
+    ended = CliRunner().invoke(cli.app, ["train", str(photos)])
+    assert ended.exit_code == cli.EXIT_INTERRUPTED
+    assert "stopped" in ended.output

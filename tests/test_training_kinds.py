@@ -435,3 +435,6 @@ def test_where_nothing_can_hold_the_pictures_they_are_decoded_in_every_epoch_and
     assert any("decoded anew in every epoch" in line for line in lines)
     assert not any("decoded anew" in line for line in kept_lines)
     assert result.validation_accuracy == kept.validation_accuracy
+    lines.clear()
+    train(options(photos, folds=2, epochs=1), Listener(lines.append))
+    assert sum("decoded anew in every epoch" in line for line in lines) == 1

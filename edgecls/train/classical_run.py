@@ -93,7 +93,9 @@ def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
             f"--folds with --features {name}: that run has learnt from images which the folds hold out, so they would "
             "flatter it; name a published model"
         )
-    return Start(dataset, load_checkpoint(run), manifest.preprocessing, network_options(manifest, name), name)
+    return Start(
+        dataset, load_checkpoint(run), manifest.preprocessing, network_options(manifest, name), str(run.folder)
+    )
 
 
 def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgecls import metrics
 from edgecls.datasets import Dataset, LabelledImage, Split, stratified_folds
-from edgecls.errors import TrainingError
+from edgecls.errors import Interrupted
 from edgecls.runs import ENSEMBLE, METRICS, RESUME, Run, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, logits_of
@@ -22,7 +22,7 @@ from edgecls.train.classical_run import classical_start, train_classical
 from edgecls.train.features import features_of
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
-from edgecls.train.pixels import Decoder
+from edgecls.train.pixels import Decoder, decoding_warnings
 from edgecls.train.result import TrainResult, read_result
 from edgecls.train.single import Listener, seed_all, train_single
 from edgecls.train.start import start_of
@@ -57,6 +57,11 @@ class _SharedDecoder(Decoder):
         self.dataset, pixels = decoder.decode(dataset)
         self._pixels = {split: pixels[split] for split in ("train", "test")}
         self._row = {image: row for row, image in enumerate(self.dataset.splits["train"])}
+
+    @property
+    def train_pixels(self) -> Inputs:
+        """Of all images that are dealt out."""
+        return self._pixels["train"]
 
     @property
     def test_pixels(self) -> Inputs:
@@ -134,7 +139,7 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
 
     Raises:
         DatasetError: a class has fewer images than there are folds.
-        TrainingError: the user stopped it; what is finished is kept.
+        Interrupted: the user stopped it; what is finished is kept.
     """
     started = time.perf_counter()
     pool = (*dataset.splits["train"], *dataset.splits["val"])
@@ -146,6 +151,8 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
     begin = classical_start if options.source.classifier else start_of
     start = begin(options, everything)
     decoder = _SharedDecoder(Decoder(options.data_use.cache, start.preprocessing), everything)
+    for warning in decoding_warnings(options.data_use.cache, decoder.train_pixels):
+        listener.say(f"warning: {warning}")
     folds = stratified_folds(decoder.dataset.splits["train"], options.data_use.folds, options.data_use.seed)
     single = replace(options, data_use=replace(options.data_use, folds=0), out=None)
     features, results = _SharedFeatures(), []
@@ -165,7 +172,7 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
                 single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features
             )
         if (folder / name / RESUME).is_file():
-            raise TrainingError(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
+            raise Interrupted(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
         results.append(result)
     test = _ensemble_accuracy([folder / name for name in names], decoder.dataset, decoder.test_pixels)
     write_json(folder / ENSEMBLE, {"members": names})

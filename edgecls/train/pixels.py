@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -120,6 +120,15 @@ class DecodedOnDemand:
             image, reason = next(iter(decoded.unreadable.items()))
             raise TrainingError(f"{image.path} was readable when training began and no longer is: {reason}")
         return decoded.pixels
+
+
+def decoding_warnings(cache: Cache, pixels: Inputs) -> Iterator[str]:
+    """A line where pictures that were to be kept have to be decoded anew in every epoch."""
+    if cache == "auto" and isinstance(pixels, DecodedOnDemand):
+        yield (
+            "neither memory nor the temporary folder holds the decoded pictures: they are decoded anew in every "
+            "epoch; a smaller --image-size may fit"
+        )
 
 
 class Decoder:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from edgecls.datasets import Dataset, write_split
-from edgecls.errors import OptionError, TrainingError
+from edgecls.errors import Interrupted, OptionError, TrainingError
 from edgecls.runs import RESUME, SPLIT, Run, find_run
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint
@@ -24,7 +24,7 @@ from edgecls.train.machine import rank
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
 from edgecls.train.phases import Phases
-from edgecls.train.pixels import DecodedOnDemand, Decoder
+from edgecls.train.pixels import Decoder, decoding_warnings
 from edgecls.train.recipes import recipe_of
 from edgecls.train.recorder import Epoch, Recorder
 from edgecls.train.result import TrainResult, complete, unmeasured
@@ -74,12 +74,7 @@ def train_single(
     dataset, pixels = decoder.decode(start.dataset)
     start = replace(start, dataset=dataset)
     listener.say(described(start))
-    if options.data_use.cache == "auto" and isinstance(pixels["train"], DecodedOnDemand):
-        listener.say(
-            "warning: neither memory nor the temporary folder holds the decoded pictures: they are decoded anew in "
-            "every epoch; a smaller --image-size may fit"
-        )
-    for warning in dataset.warnings():
+    for warning in (*decoding_warnings(options.data_use.cache, pixels["train"]), *dataset.warnings()):
         listener.say(f"warning: {warning}")
     if is_leader:
         write_split(dataset, run.path(SPLIT))
@@ -96,7 +91,7 @@ def train_single(
         phases.run()
     except KeyboardInterrupt:
         if recorder.best is None:
-            raise TrainingError(
+            raise Interrupted(
                 f"interrupted before the first epoch ended; {folder} holds no checkpoint. Start it again with: {go_on}"
             ) from None
         listener.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
