@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from edgecls.train.lookahead import Lookahead
 from edgecls.train.losses import Loss, class_weights
+from edgecls.train.models import build
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import NetworkOptions, RecipeOptions, Schedule, TrainOptions
 from edgecls.train.recipes import recipe_of
@@ -148,6 +151,10 @@ def test_training_ends_at_the_slow_weights() -> None:
     assert all(map(torch.equal, lookahead.slow, (v for v in model.state_dict().values() if v.is_floating_point())))
 
 
+def backbone_of(network: NetworkOptions) -> nn.Module:
+    return build(replace(network, weights="none"), 10, (32, 32))[0].backbone
+
+
 @pytest.mark.parametrize(
     ("network", "optimizer", "lr"),
     [
@@ -158,19 +165,21 @@ def test_training_ends_at_the_slow_weights() -> None:
         pytest.param(NetworkOptions("cnn", batch_norm="none"), "adam", 1e-3, id="no batch norm"),
         pytest.param(NetworkOptions("mlp", batch_norm="none"), "adam", 1e-3, id="a perceptron without batch norm"),
         pytest.param(NetworkOptions("mlp"), "sgd", 0.1, id="a perceptron"),
+        pytest.param(NetworkOptions("vgg11", "none"), "adam", 1e-3, id="a published network without batch norm"),
+        pytest.param(NetworkOptions("vgg11_bn", "none"), "sgd", 0.1, id="a published network with batch norm"),
         pytest.param(NetworkOptions("linear"), "adamw", 1e-4, id="logistic regression"),
         pytest.param(NetworkOptions("airbench"), "sgd", 0.1875 * 2, id="airbench, in batches of 256"),
         pytest.param(NetworkOptions("efficientnet_lite0"), "adamw", 1e-3, id="trained weights, a third of the head's"),
     ],
 )
 def test_a_network_is_trained_by_what_it_bears(network: NetworkOptions, optimizer: str, lr: float) -> None:
-    rest = recipe_of(TrainOptions(network=network), (32, 32)).rest
+    rest = recipe_of(TrainOptions(network=network), (32, 32), backbone_of(network)).rest
     assert rest is not None
     assert (rest.name, rest.lr) == (optimizer, pytest.approx(lr))
 
 
 def test_who_asks_for_sgd_on_a_network_without_batch_norm_gets_a_rate_that_it_bears() -> None:
     options = TrainOptions(network=NetworkOptions("cnn", batch_norm="none"), recipe=RecipeOptions(optimizer="sgd"))
-    rest = recipe_of(options, (32, 32)).rest
+    rest = recipe_of(options, (32, 32), backbone_of(options.network)).rest
     assert rest is not None
     assert (rest.name, rest.lr, rest.weight_decay) == ("sgd", pytest.approx(0.01), 5e-4)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.optimizers import OptimizerOptions
 from edgecls.train.options import NONE, NetworkOptions, Optimizer, Schedule, TrainOptions
@@ -41,7 +44,7 @@ _TRANSFER: Final = Usual("adamw", _HEAD_LR, 0.05)
 _AIRBENCH: Final = Usual("sgd", 0.1875, 0.0153 / 11.5, 0.85, "linear", 0.2, 256, lookahead=5)
 # thousands of pixels move a logit together: at 0.1 SGD diverged on them, and Adam at 0.001 swung
 _LINEAR: Final = Usual("adamw", 1e-4, 5e-4)
-# fully connected layers, or any, without batch norm: SGD at 0.1 killed their rectifiers on cats and dogs
+# no normalisation, or fully connected layers without: SGD at 0.1 killed their rectifiers on cats and dogs
 _WITHOUT_NORM: Final = Usual("adam", 1e-3, 0.0)
 _BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
@@ -71,16 +74,17 @@ class Recipe:
     lookahead: int
 
 
-def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
+def recipe_of(options: TrainOptions, size_hw: tuple[int, int], backbone: nn.Module) -> Recipe:
     """Choose what the user left open.
 
     Args:
         size_hw: of the network's input.
+        backbone: of the network that is to be trained.
     """
     recipe, network, transfer = options.recipe, options.network, options.transfer
     is_small = max(size_hw) <= SMALL
     from_scratch = network.resolved_weights == NONE and not options.source.extend
-    usual = _usual(options, from_scratch)
+    usual = _usual(options, from_scratch, backbone)
     batch_size = recipe.batch_size or (usual.batch_size if is_small else 32)
     head_epochs = transfer.freeze_epochs
     if head_epochs is None:
@@ -104,10 +108,11 @@ def recipe_of(options: TrainOptions, size_hw: tuple[int, int]) -> Recipe:
     )
 
 
-def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
+def _usual(options: TrainOptions, from_scratch: bool, backbone: nn.Module) -> Usual:
     usual = _TRANSFER
     if from_scratch:
-        usual = _BY_MODEL.get(options.network.model, _WITHOUT_NORM if _lacks_norm(options.network) else _SCRATCH)
+        lacks_norm = _lacks_norm(options.network, backbone)
+        usual = _BY_MODEL.get(options.network.model, _WITHOUT_NORM if lacks_norm else _SCRATCH)
     kind = options.recipe.optimizer
     if kind is None or kind == usual.optimizer:
         return usual
@@ -117,10 +122,10 @@ def _usual(options: TrainOptions, from_scratch: bool) -> Usual:
     return replace(usual, optimizer=kind, lr=lr, weight_decay=_WEIGHT_DECAY[kind])
 
 
-def _lacks_norm(network: NetworkOptions) -> bool:
-    if network.model not in ("cnn", "mlp"):  # the others do not take --batch-norm
-        return False
-    return network.batch_norm == "none" or (network.model == "cnn" and bool(network.hidden))
+def _lacks_norm(network: NetworkOptions, backbone: nn.Module) -> bool:
+    if network.model == "cnn" and network.hidden:
+        return True  # its fully connected layers have none
+    return not any(isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm) for module in backbone.modules())
 
 
 def _optimizer(options: TrainOptions, usual: Usual, lr: float) -> OptimizerOptions:

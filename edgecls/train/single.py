@@ -68,7 +68,7 @@ def train_single(
     """
     started, is_leader, run = time.perf_counter(), rank() == 0, Run(folder)
     classifier, preprocessing = start.classifier, start.preprocessing
-    recipe = recipe_of(options, preprocessing.size_hw)
+    recipe = recipe_of(options, preprocessing.size_hw, classifier.backbone)
     teacher = _teacher(options, start.dataset)
     decoder = decoder or Decoder(options.data_use.cache, preprocessing)
     dataset, pixels = decoder.decode(start.dataset)
