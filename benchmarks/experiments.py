@@ -69,7 +69,10 @@ EXPERIMENTS = (
     ),
     Experiment("two convolutions a block", CIFAR, "--model cnn --epochs 3 --val-fraction 0.04"),
     Experiment("ResNet-9", CIFAR, "--model resnet9 --epochs 3 --val-fraction 0.04"),
-    Experiment("airbench, full width", CIFAR, "--model airbench --width 64 --epochs 8 --val-fraction 0.04"),
+    Experiment("airbench, ten minutes", CIFAR, "--model airbench --width 48 --epochs 7 --val-fraction 0.04"),
+    Experiment(
+        "airbench, full width, half an hour", CIFAR, "--model airbench --width 64 --epochs 14 --val-fraction 0.04"
+    ),
     Experiment("logistic regression", PETS, "--model linear --image-size 64 --epochs 20 --lr 0.001"),
     Experiment("perceptron", PETS, "--model mlp --image-size 64 --hidden 200,100,50 --epochs 20"),
     Experiment(
