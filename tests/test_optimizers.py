@@ -159,7 +159,6 @@ def backbone_of(network: NetworkOptions) -> nn.Module:
     ("network", "optimizer", "lr"),
     [
         pytest.param(NetworkOptions("resnet9"), "sgd", 0.1, id="batch norm everywhere"),
-        pytest.param(NetworkOptions("resnet9", batch_norm="none"), "sgd", 0.1, id="an option that is not its own"),
         pytest.param(NetworkOptions("cnn"), "sgd", 0.1, id="no fully connected layer"),
         pytest.param(NetworkOptions("cnn", hidden=(100, 50)), "adam", 1e-3, id="fully connected, without batch norm"),
         pytest.param(NetworkOptions("cnn", batch_norm="none"), "adam", 1e-3, id="no batch norm"),

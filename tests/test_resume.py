@@ -82,8 +82,8 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
 
 
 def test_a_training_killed_between_its_phases_goes_on_with_the_second(in_empty_folder: Path, photos: Path) -> None:
-    train(options(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
-    changes = {"model": "mobilenet_v3_small", "image_size": 32, "weights": "first/checkpoint.pt"}
+    train(options(photos, model="mobilenet_v3_small", width=None, image_size=32, weights="none", epochs=1, out="first"))
+    changes = {"model": "mobilenet_v3_small", "width": None, "image_size": 32, "weights": "first/checkpoint.pt"}
     changes |= {"freeze_epochs": 2, "epochs": 3}
     train(options(photos, out="whole", **changes))
     train_until_killed({"data": str(photos), **QUICK, **changes, "out": "killed"}, 2)

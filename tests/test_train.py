@@ -107,9 +107,13 @@ def test_the_same_seed_gives_the_same_weights(in_empty_folder: Path, photos: Pat
 
 
 def test_a_frozen_backbone_stays_as_it_was(in_empty_folder: Path, photos: Path) -> None:
-    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
+    first = train(
+        quick(photos, model="mobilenet_v3_small", width=None, image_size=32, weights="none", epochs=1, out="first")
+    )
     weights = str(first.run / "checkpoint.pt")
-    frozen = quick(photos, model="mobilenet_v3_small", image_size=32, weights=weights, epochs=2, freeze_epochs=2)
+    frozen = quick(
+        photos, model="mobilenet_v3_small", width=None, image_size=32, weights=weights, epochs=2, freeze_epochs=2
+    )
     before, after = (load_checkpoint(Run(r.run)) for r in (first, train(frozen)))
     for name, value in before.backbone.state_dict().items():
         assert torch.equal(value, after.backbone.state_dict()[name]), name
@@ -117,10 +121,12 @@ def test_a_frozen_backbone_stays_as_it_was(in_empty_folder: Path, photos: Path) 
 
 
 def test_after_the_head_all_weights_are_tuned_at_a_twentieth_of_its_rate(in_empty_folder: Path, photos: Path) -> None:
-    first = train(quick(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first"))
+    first = train(
+        quick(photos, model="mobilenet_v3_small", width=None, image_size=32, weights="none", epochs=1, out="first")
+    )
     epochs: list[Epoch] = []
     options = quick(
-        photos, model="mobilenet_v3_small", image_size=32, weights=str(first.run / "checkpoint.pt"),
+        photos, model="mobilenet_v3_small", width=None, image_size=32, weights=str(first.run / "checkpoint.pt"),
         epochs=3, freeze_epochs=2, lr=0.01,
     )  # fmt: skip
     train(options, Listener(on_epoch=epochs.append))
@@ -222,6 +228,12 @@ BAD_OPTIONS = [
     pytest.param({"val_fraction": 1.0}, "--val-fraction", id="all for validation"),
     pytest.param({"seed": -1}, "--seed -1", id="a negative seed"),
     pytest.param({"patience": -1}, "--patience -1", id="a negative patience"),
+    pytest.param(
+        {"model": "mobilenet_v2", "width": 8},
+        "--width shapes cnn, resnet9, airbench, not --model mobilenet_v2; leave it out",
+        id="an option of another network",
+    ),
+    pytest.param({"model": "resnet9", "batch_norm": "none"}, "--batch-norm shapes cnn, mlp", id="a norm that it has"),
     pytest.param({"augment": "light"}, "augment is .light.; expected a list", id="an augmentation that is no list"),
 ]
 

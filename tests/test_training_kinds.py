@@ -215,18 +215,21 @@ def test_a_teacher_of_other_classes_is_refused(in_empty_folder: Path, photos: Pa
 
 
 def test_a_teacher_who_would_never_be_asked_is_refused(in_empty_folder: Path, photos: Path) -> None:
-    first = trained(photos, model="mobilenet_v3_small", image_size=32, weights="none", epochs=1, out="first")
+    first = trained(
+        photos, model="mobilenet_v3_small", width=None, image_size=32, weights="none", epochs=1, out="first"
+    )
     weights = str(first.run / "checkpoint.pt")
     with pytest.raises(OptionError, match="all epochs frozen"):
         trained(
-            photos, model="mobilenet_v3_small", image_size=32, weights=weights, freeze_epochs=2, teacher="first"
+            photos, model="mobilenet_v3_small", width=None, image_size=32, weights=weights, freeze_epochs=2,
+            teacher="first",
         )  # fmt: skip
 
 
 def test_only_the_last_stages_are_trained_and_frozen_norms_keep_their_statistics(
     in_empty_folder: Path, photos: Path
 ) -> None:
-    shape = {"model": "mobilenet_v3_small", "image_size": 32}
+    shape: dict[str, Any] = {"model": "mobilenet_v3_small", "width": None, "image_size": 32}
     first = trained(photos, **shape, weights="none", epochs=1, out="first")
     result = trained(photos, **shape, weights="first/checkpoint.pt", freeze_epochs=0, unfreeze="last:1", out="second")
     before, after = (load_checkpoint(Run(r.run)).backbone.state_dict() for r in (first, result))

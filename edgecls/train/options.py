@@ -14,6 +14,15 @@ TIMM_PREFIX: Final = "timm/"
 IMAGENET: Final = "imagenet"
 NONE: Final = "none"
 TRACKERS: Final = ("mlflow", "wandb")
+_ONLY_OF: Final = {
+    "width": ("cnn", "resnet9", "airbench"),
+    "blocks": ("cnn",),
+    "convs": ("cnn",),
+    "channels": ("cnn",),
+    "padding": ("cnn",),
+    "last_pool": ("cnn",),
+    "batch_norm": ("cnn", "mlp"),
+}  # options of NetworkOptions that shape some scratch networks only
 
 Device = Literal["auto", "cpu", "cuda"]
 Optimizer = Literal["sgd", "adam", "adamw"]
@@ -58,7 +67,9 @@ class NetworkOptions:
         None, "End of cnn: average over the map, or all of its places, behind a max pooling or none.",
         shown="max with --hidden, else average",
     )  # fmt: skip
-    batch_norm: BatchNorm = option("conv", "Batch norm of cnn: after every conv, once a block, or none.")
+    batch_norm: BatchNorm = option(
+        "conv", "Batch norm of cnn: after every conv, once a block, or none; none for mlp too."
+    )
     hidden: tuple[int, ...] | None = option(
         None, "Widths of the fully connected layers before the logits, such as 512,256.",
         shown="512,256,128 for mlp, else none",
@@ -276,3 +287,15 @@ class TrainOptions:
             raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
         if self.data_use.folds and self.source.extend:
             raise OptionError("--folds with --extend: folds are of one network on one data set; leave one out")
+        _expect_in_use(self.network)
+
+
+def _expect_in_use(network: NetworkOptions) -> None:
+    """Refuse what would silently change nothing; a run that has recorded such an option can still be loaded."""
+    usual = NetworkOptions()
+    for name, models in _ONLY_OF.items():
+        if getattr(network, name) != getattr(usual, name) and network.model not in models:
+            flag, users = name.replace("_", "-"), ", ".join(models)
+            raise OptionError(
+                f"--{flag} shapes {users}, not --model {network.model}; leave it out, or use another --model"
+            )
