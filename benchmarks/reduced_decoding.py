@@ -24,7 +24,7 @@ from rich.table import Table
 from edgecls import images
 from edgecls.manifest import Preprocessing
 from edgecls.metrics import wilson_interval
-from edgecls.train.efficientnet_lite import EfficientNetLite0, load_imagenet_weights
+from edgecls.train.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
 
 LITE0 = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 N_LARGE = 100  # enlarged photos: 12 megapixels each take a while
@@ -39,14 +39,14 @@ def enlarged(data: bytes, megapixels: float, rng: np.random.Generator) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(noisy, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
-def answers(network: EfficientNetLite0, pixels: list[images.Pixels]) -> np.ndarray:
+def answers(network: EfficientNetLite, pixels: list[images.Pixels]) -> np.ndarray:
     batches = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub(127).div(128).split(25)
     with torch.inference_mode():
         return torch.cat([network(batch).argmax(1) for batch in batches]).numpy()
 
 
 def compare(
-    network: EfficientNetLite0, files: list[bytes], truth: np.ndarray, preprocessing: Preprocessing
+    network: EfficientNetLite, files: list[bytes], truth: np.ndarray, preprocessing: Preprocessing
 ) -> list[str]:
     full: list[images.Pixels] = []
     reduced: list[images.Pixels] = []
@@ -78,8 +78,8 @@ def main() -> None:
     paths = list(images.find_images(Path(os.environ["EDGECLS_DATA"]) / "imagenet-photos"))
     files = [path.read_bytes() for path in paths]
     truth = np.array([int(path.parent.name) for path in paths])
-    network = EfficientNetLite0().eval()
-    load_imagenet_weights(network)
+    network = EfficientNetLite(LITE["efficientnet_lite0"]).eval()
+    load_imagenet_weights(network, "efficientnet_lite0")
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     chosen = np.arange(len(files))[:: max(1, len(files) // N_LARGE)]

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _classifier(model: str, width: int) -> PixelClassifier:
-    classifier, _ = build(NetworkOptions(model, "none", image_size=SIDE, width=width), N_CLASSES)
+    classifier, _ = build(NetworkOptions(model, "none", image_size=(SIDE,), width=width), N_CLASSES)
     return classifier.to(memory_format=torch.channels_last).train()
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     batches = Batches(pixels, targets, given.batch_size, Drawing(0, augmentation=augmentation(["light"])))
     classifiers = []
     for _ in range(2):
-        classifier, _ = build(NetworkOptions(given.model, "none", image_size=side), N_CLASSES)
+        classifier, _ = build(NetworkOptions(given.model, "none", image_size=(side,)), N_CLASSES)
         classifiers.append(classifier.to(device, memory_format=torch.channels_last))
     precision = lightning_precision(classifiers[0], device, "auto")
     ratios, speeds = [], []

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +20,14 @@ from typer.core import TyperGroup
 
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.flags import flags
+from edgecls.options import flag_name
 from edgecls.train.options import TrainOptions
 from edgecls.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
 EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a process that SIGINT and SIGPIPE end
 
@@ -107,6 +110,7 @@ class Method(str, Enum):
 class Resize(str, Enum):
     shortest = "shortest"
     squash = "squash"
+    pad = "pad"
 
 
 class Interpolation(str, Enum):
@@ -173,28 +177,40 @@ def train(
 ) -> None:  # fmt: skip
     """Train a classifier on a folder of labelled photos."""
     console = _console(data_on_stdout=as_json)
-    with _needs_extra("edgecls train", "train"):
+    dataset = None
+    if resume is None:
+        from edgecls.train.preflight import check_network, open_for
+
+        dataset = open_for(options)
+        check_network(options.network)
+    elif others := given - {"resume", "as_json"}:
+        typed = ", ".join("DATA" if name == "data" else flag_name(name) for name in sorted(others))
+        raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
+    from edgecls.live import live_line
+
+    with live_line(console) as live, _needs_extra("edgecls train", "train"):
+        live.loading("loading PyTorch")
         from edgecls import tables
         from edgecls.evaluate.figures import draw_training
         from edgecls.runs import RESUME
         from edgecls.train.machine import rank
+        from edgecls.train.progress import Listener
         from edgecls.train.result import TrainResult
         from edgecls.train.run import resume as resume_run
         from edgecls.train.run import train as train_run
-        from edgecls.train.single import Listener
-    others = given - {"resume", "as_json"}
-    if resume and others:
-        typed = ", ".join("DATA" if name == "data" else "--" + name.replace("_", "-") for name in sorted(others))
-        raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
-    say = partial(console.print, soft_wrap=True)  # a line stays one where it goes into a file
-    listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), progress=sys.stderr.isatty())
-    if rank():
-        listener = Listener()  # of processes that train together, one speaks
-    result = resume_run(resume, listener) if resume else train_run(options, listener)
-    if rank():
-        return
-    for run in result.runs:
-        draw_training(run)
+
+        say = partial(console.print, soft_wrap=True)  # a line stays one where it goes into a file
+        listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), live.show)
+        if rank():
+            listener = Listener()  # of processes that train together, one speaks
+        result = (
+            resume_run(resume, listener) if resume else train_run(options, listener, dataset=dataset, started=_STARTED)
+        )
+        if rank():
+            return
+        live.loading("drawing the figures")
+        for run in result.runs:
+            draw_training(run)
     for path, reason in list(result.unreadable.items())[:5]:
         typer.echo(f"left out: {path}: {reason}", err=True)
     if as_json:
@@ -448,9 +464,9 @@ def adopt(
     image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the file's own")] = None,
     mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Per RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
     std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Likewise.", show_default="the file's own")] = None,
-    resize: Annotated[Optional[Resize], typer.Option(help="shortest keeps the aspect ratio, squash does not.", show_default="shortest")] = None,
+    resize: Annotated[Optional[Resize], typer.Option(help="How the picture is resized: shortest keeps its proportions and cuts off what is too long, squash changes them, pad keeps them and adds a border.", show_default="shortest")] = None,
     crop_fraction: Annotated[Optional[float], typer.Option(help="Share of the resized picture that the centre crop keeps.", show_default="0.875")] = None,
-    interpolation: Annotated[Optional[Interpolation], typer.Option(help="Of the resize.", show_default="bilinear")] = None,
+    interpolation: Annotated[Optional[Interpolation], typer.Option(help="How the resize computes a pixel.", show_default="bilinear")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-adopted-<file>")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

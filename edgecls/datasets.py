@@ -92,12 +92,14 @@ class Dataset:
         splits: images by split; `train` and `val` are never empty, `test` may be.
         unreadable: reason by path, for images that were left out because they cannot be decoded.
         unused: files of the data folder that belong to no class or are not named like an image.
+        has_own_validation: whether the val split came with the data, and was not drawn.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[Split, tuple[LabelledImage, ...]]
     unreadable: Mapping[LabelledImage, str] = field(default_factory=dict)
     unused: tuple[Path, ...] = ()
+    has_own_validation: bool = False
 
     def __post_init__(self) -> None:
         known = set(self.labels)
@@ -183,7 +185,8 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0, fewe
         raise DatasetError(f"{source}: the val split has no images.\n{LAYOUTS}")
     splits: dict[Split, tuple[LabelledImage, ...]]
     splits = {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))}
-    return Dataset(labels, splits, unused=_unused(source, found) if source.is_dir() else ())
+    unused = _unused(source, found) if source.is_dir() else ()
+    return Dataset(labels, splits, unused=unused, has_own_validation="val" in found)
 
 
 def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...]:

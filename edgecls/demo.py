@@ -21,9 +21,9 @@ from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.runtime.rows import RowsOptions
 from edgecls.train.options import AugmentOptions, NetworkOptions, RecipeOptions, TrainOptions
+from edgecls.train.progress import Listener
 from edgecls.train.result import TrainResult
 from edgecls.train.run import train
-from edgecls.train.single import Listener
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
 _TEST_SHARE: Final = 0.25

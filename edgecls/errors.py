@@ -7,6 +7,7 @@
   x OptionError      options contradict one another or name something unknown
   x TrainingError    training cannot start or go on
     + Interrupted    the user stopped it before there was a result
+    + Collapsed      it has learnt nothing for several epochs
   x ExportError      a model file could not be written
     + ParityError    it was written, but answers differently from its checkpoint
   x MissingExtra     an optional package is not installed; the message has the pip command
@@ -56,6 +57,10 @@ class TrainingError(EdgeclsError):
 
 class Interrupted(TrainingError):
     """The user stopped a training before it had a result; the message says how to go on. Exit code 130."""
+
+
+class Collapsed(TrainingError):
+    """A training gives one answer to everything and no longer learns."""
 
 
 class ExportError(EdgeclsError):

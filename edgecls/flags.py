@@ -23,7 +23,7 @@ def flags(
     """Decorate a command `f(options, given, **its own flags)`: it is called with the options made of the flags.
 
     Flags have the fields' defaults and help lines, in panels by part. `--options FILE` gives values (as a run's
-    options.json has them); flags that are typed besides win. `given` are the names of the flags that were typed.
+    recipe.json has them); flags that are typed besides win. `given` are the names of the flags that were typed.
 
     Args:
         arguments: names of fields that are arguments and not flags.
@@ -54,7 +54,7 @@ def flags(
 
 
 def _file_parameter() -> inspect.Parameter:
-    told = typer.Option("--options", help="A JSON file of options, such as a run's options.json; flags win.")
+    told = typer.Option("--options", help="A JSON file of options, such as a run's recipe.json; flags win.")
     return inspect.Parameter(
         _FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[Path], told]
     )

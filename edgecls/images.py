@@ -186,11 +186,16 @@ def _upright(image: Pixels, orientation: int) -> Pixels:
 
 
 def resized_hw(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """The size that a picture is resized to before the centre crop, rounded as torchvision's Resize does."""
+    """The size that a picture is resized to before padding and centre crop, rounded as torchvision's Resize does."""
     covered_h, covered_w = preprocessing.covered_hw
     if preprocessing.resize == "squash":
         return covered_h, covered_w
-    if covered_h * width >= covered_w * height:
+    is_wider = covered_h * width >= covered_w * height
+    if preprocessing.resize == "pad":
+        if is_wider:
+            return max(1, height * covered_w // width), covered_w
+        return covered_h, max(1, width * covered_h // height)
+    if is_wider:
         return covered_h, max(covered_w, width * covered_h // height)
     return max(covered_h, height * covered_w // width), covered_w
 
@@ -216,9 +221,21 @@ def resize_and_crop(image: Pixels, preprocessing: Preprocessing, position: tuple
     if (new_h, new_w) != (height, width):
         interpolation = _interpolation(height / new_h, width / new_w, preprocessing)
         image = cast(Pixels, cv2.resize(image, (new_w, new_h), interpolation=interpolation))
+    if preprocessing.resize == "pad":
+        image = _padded(image, preprocessing)
+        new_h, new_w = image.shape[:2]
     crop_h, crop_w = preprocessing.size_hw
     top, left = round((new_h - crop_h) * position[0]), round((new_w - crop_w) * position[1])
     return np.ascontiguousarray(image[top : top + crop_h, left : left + crop_w])
+
+
+def _padded(image: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """The picture in the middle of one that covers the crop, filled with the background."""
+    covered_h, covered_w = preprocessing.covered_hw
+    more_h, more_w = covered_h - image.shape[0], covered_w - image.shape[1]
+    top, left = more_h // 2, more_w // 2
+    border, colour = cv2.BORDER_CONSTANT, preprocessing.background
+    return cast(Pixels, cv2.copyMakeBorder(image, top, more_h - top, left, more_w - left, border, value=colour))
 
 
 def _interpolation(shrink_h: float, shrink_w: float, preprocessing: Preprocessing) -> int:

@@ -19,7 +19,7 @@ from edgecls.version import __version__
 SCHEMA: Final = 1
 METADATA_KEY: Final = "edgecls.manifest"
 
-Resize = Literal["shortest", "squash"]
+Resize = Literal["shortest", "squash", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 
@@ -33,12 +33,13 @@ class Preprocessing:
 
     Attributes:
         size_hw: height and width of the model's input in pixels.
-        resize: `shortest` keeps the aspect ratio and covers the crop; `squash` does not keep it.
+        resize: `shortest` keeps the aspect ratio and covers the crop; `squash` does not keep it; `pad` keeps it, shows
+            the whole picture and fills the rest with `background`.
         crop_fraction: share of the resized picture that the centre crop keeps, in (0, 1]; 224 of 256 is 0.875.
         interpolation: `bilinear` or `bicubic` below a two-fold shrink and the box filter from there on,
             so that large pictures are antialiased; `area` is the box filter at every shrink.
         mean, std: per RGB channel, for pixels scaled to 0..1; they are inside the exported graph.
-        background: RGB that transparent pixels are composited on.
+        background: RGB that transparent pixels are composited on, and that `pad` fills with.
     """
 
     size_hw: tuple[int, int] = (224, 224)
@@ -67,7 +68,7 @@ class Preprocessing:
 
     @property
     def covered_hw(self) -> tuple[int, int]:
-        """The height and width that the resized picture must cover before the centre crop."""
+        """The height and width that the resized (and padded) picture has at least, before the centre crop."""
         height, width = (math.floor(side / self.crop_fraction + 1e-6) for side in self.size_hw)
         return height, width
 

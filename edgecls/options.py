@@ -18,6 +18,7 @@ from edgecls.errors import OptionError
 _T = TypeVar("_T")
 _HELP: Final = "help"
 _SHOWN: Final = "shown"
+OPTIONS_KEY: Final = "options"  # of a file that says more than options, as recipe.json
 
 
 def option(default: _T, help: str, *, shown: str = "") -> _T:
@@ -43,6 +44,11 @@ class Flag:
     shown: str
     part: str
     panel: str
+
+
+def flag_name(name: str) -> str:
+    """A field's name as a flag: `--batch-size`."""
+    return "--" + name.replace("_", "-")
 
 
 def flags_of(options: type[Any], part: str = "") -> Iterator[Flag]:
@@ -91,7 +97,7 @@ def from_flat(cls: type[_T], values: Mapping[str, Any], source: str) -> _T:
 
 
 def read_flat(path: Path) -> dict[str, Any]:
-    """The names and values of an options file.
+    """The names and values of an options file, or those under `options` in a file that says more.
 
     Raises:
         OptionError: no such file, or not a JSON object.
@@ -100,13 +106,14 @@ def read_flat(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(
-            f"--options {path}: {error.strerror}; expected a JSON file such as a run's options.json"
+            f"--options {path}: {error.strerror}; expected a JSON file such as a run's recipe.json"
         ) from error
     except ValueError as error:
         raise OptionError(f"--options {path}: not JSON ({error}); expected an object of option names") from error
     if not isinstance(values, dict):
         raise OptionError(f"--options {path}: expected a JSON object of option names, got {type(values).__name__}")
-    return values
+    told = values.get(OPTIONS_KEY)
+    return told if isinstance(told, dict) else values
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -133,8 +140,9 @@ def _from_json(flag: Flag, value: Any, source: str) -> Any:
         expected = ", ".join(map(str, get_args(hint)))
     elif get_origin(hint) is tuple:
         each = get_args(hint)[0]
-        if isinstance(value, list) and all(_is(each, item) for item in value):
-            return tuple(value)
+        items = value if isinstance(value, list) else [value]  # one value needs no list
+        if all(_is(each, item) for item in items):
+            return tuple(items)
         expected = f"a list of {each.__name__}"
     elif hint is Path and isinstance(value, str):
         return Path(value)

@@ -54,10 +54,11 @@ def with_interval(share: float, n: int) -> str:
 
 
 def epoch_line(epoch: Epoch) -> str:
+    """Loss, accuracy of the training images, and of the validation images accuracy, macro recall and macro F1."""
     return (
-        f"epoch {epoch.epoch:3d}  {epoch.phase:4s}  loss {epoch.train_loss:.3f}"
-        f"  training {100 * epoch.train_accuracy:6.2f} %  validation {100 * epoch.val_accuracy:6.2f} %"
-        f"  {epoch.seconds:.1f} s"
+        f"epoch {epoch.epoch:3d} {epoch.phase:5s} loss {epoch.train_loss:.3f} train {100 * epoch.train_accuracy:5.1f} %"
+        f"  val {100 * epoch.val_accuracy:5.1f} % recall {100 * epoch.val_recall:5.1f} F1 {100 * epoch.val_f1:5.1f}"
+        f" {epoch.seconds:6.1f} s"
     )
 
 
@@ -94,8 +95,10 @@ def training(result: TrainResult) -> Table:
     table.add_row("validation accuracy", f"{with_interval(result.validation_accuracy, result.n_validation)}")
     if result.test_accuracy is not None:
         table.add_row("test accuracy", f"{with_interval(result.test_accuracy, result.n_test)}")
-    precision, recall = result.figures["validation_precision"], result.figures["validation_recall"]
-    table.add_row("precision, recall", f"{percent(precision)}, {percent(recall)} (means over the classes)")
+    precision, recall, f1 = (result.figures[f"validation_{name}"] for name in ("precision", "recall", "f1"))
+    table.add_row(
+        "precision, recall, F1", f"{percent(precision)}, {percent(recall)}, {percent(f1)} (means over classes)"
+    )
     if "extended" in result.figures:
         told = result.figures["extended"]
         table.add_row("new classes", f"{percent(told['new_after'])} of {told['n_new']:,}")

@@ -29,8 +29,8 @@ from edgecls.train.folds import FoldsResult
 from edgecls.train.models import build
 from edgecls.train.onnx_head import HEAD, OnnxHead
 from edgecls.train.options import ClassicalName, NetworkOptions, TrainOptions
+from edgecls.train.progress import Listener
 from edgecls.train.run import train
-from edgecls.train.single import Listener
 
 NAMES: tuple[ClassicalName, ...] = get_args(ClassicalName)
 N_FEATURES = 12

@@ -19,7 +19,7 @@ from edgecls.options import flat
 from edgecls.runs import CHECKPOINT, Run
 from edgecls.train import models
 from edgecls.train.checkpoint import load_checkpoint, logits_of, save_checkpoint
-from edgecls.train.efficientnet_lite import EfficientNetLite0, SamePadConv2d, load_imagenet_weights
+from edgecls.train.efficientnet_lite import LITE, EfficientNetLite, SamePadConv2d, load_imagenet_weights
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.options import NetworkOptions
 
@@ -40,8 +40,8 @@ PHOTOS = [
 
 @pytest.mark.parametrize(("photo", "imagenet_class", "rank"), PHOTOS)
 def test_efficientnet_lite0_classifies_real_photos_offline(photo: Path, imagenet_class: int, rank: int) -> None:
-    network = EfficientNetLite0().eval()
-    load_imagenet_weights(network)
+    network = EfficientNetLite(LITE["efficientnet_lite0"]).eval()
+    load_imagenet_weights(network, "efficientnet_lite0")
     pixels = torch.from_numpy(images.load(photo, LITE0_PIXELS))[None].permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         logits = network((pixels - 127) / 128)
@@ -51,8 +51,8 @@ def test_efficientnet_lite0_classifies_real_photos_offline(photo: Path, imagenet
 def test_the_built_classifier_has_the_backbone_and_the_scaling_of_the_published_network() -> None:
     classifier, preprocessing = build(NetworkOptions("efficientnet_lite0", "imagenet"), 3)
     assert preprocessing == LITE0_PIXELS
-    network = EfficientNetLite0()
-    load_imagenet_weights(network)
+    network = EfficientNetLite(LITE["efficientnet_lite0"])
+    load_imagenet_weights(network, "efficientnet_lite0")
     network._fc = nn.Identity()  # type: ignore[assignment]
     pixels = torch.from_numpy(images.load(SKLEARN_PHOTOS / "flower.jpg", preprocessing))[None]
     with torch.inference_mode():
@@ -144,6 +144,29 @@ def test_without_a_network_the_download_error_says_what_works_offline(monkeypatc
     monkeypatch.setattr(models.torchvision.models, "get_model", unreachable)
     with pytest.raises(TrainingError, match=r"could not be downloaded.*--model efficientnet_lite0"):
         build(NetworkOptions("mobilenet_v2", "imagenet"), 2)
+
+
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as hub
+    import timm
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    asked: list[bool] = []
+    monkeypatch.setattr(models.socket, "create_connection", unreachable)
+    create = timm.create_model
+
+    def record(*words: object, **named: object) -> object:
+        asked.append(hub.HF_HUB_OFFLINE)
+        return create(*words, **named)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TrainingError, match=r"could not be downloaded"):
+        build(NetworkOptions("timm/mobilenetv4_conv_small", "imagenet"), 2)
+    assert asked == [True]
+    assert not hub.HF_HUB_OFFLINE
 
 
 def weights_of(classifier: PixelClassifier) -> torch.Tensor:

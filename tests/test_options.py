@@ -60,10 +60,13 @@ def test_a_file_that_holds_no_options_is_refused(tmp_path: Path, text: str | Non
         read_flat(tmp_path / "o.json")
 
 
-def test_flags_win_over_the_file_of_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flags_win_over_the_file_of_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_empty_folder: Path, photos: Path
+) -> None:
+    photos.rename("photos")
     seen: list[TrainOptions] = []
 
-    def record(options: TrainOptions, _listener: object) -> None:
+    def record(options: TrainOptions, _listener: object, **_: object) -> None:
         seen.append(options)
         raise OptionError("seen")
 

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from edgecls import cli
 from edgecls.errors import RunError, TrainingError
 from edgecls.options import from_flat
-from edgecls.runs import OPTIONS, RESUME, find_run
+from edgecls.runs import RECIPE, RESUME, find_run
 from edgecls.train import recorder
 from edgecls.train.options import TrainOptions
+from edgecls.train.progress import Listener
 from edgecls.train.result import TrainResult
 from edgecls.train.run import resume, train
-from edgecls.train.single import Listener
 
 from .conftest import rows_of
 
@@ -38,7 +38,7 @@ import json, os, signal, sys
 from edgecls.options import from_flat
 from edgecls.train.options import TrainOptions
 from edgecls.train.run import train
-from edgecls.train.single import Listener
+from edgecls.train.progress import Listener
 
 def kill(epoch):
     if epoch.epoch == int(sys.argv[2]):
@@ -128,18 +128,37 @@ def test_a_damaged_resume_file_is_named(in_empty_folder: Path, photos: Path) -> 
 
 def test_a_folder_that_is_no_run_has_nothing_to_resume(in_empty_folder: Path) -> None:
     Path("empty").mkdir()
-    with pytest.raises(RunError, match=f"no {OPTIONS} in it"):
+    with pytest.raises(RunError, match=f"no {RECIPE} in it"):
         resume("empty")
 
 
-def test_options_of_a_run_train_the_same_run_again(in_empty_folder: Path, photos: Path) -> None:
-    first = train(options(photos, epochs=2, out="first"))
-    saved = json.loads(Path("first/options.json").read_text())
-    again = train(from_flat(TrainOptions, saved | {"out": "again"}, "options.json"))
-    assert isinstance(first, TrainResult)
-    assert isinstance(again, TrainResult)
+PRETRAINED = {"model": "efficientnet_lite0", "width": None, "image_size": 32, "epochs": 4, "freeze_epochs": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"epochs": 2}, id="from scratch"),
+        pytest.param(PRETRAINED, id="fine-tuned"),
+        pytest.param({**PRETRAINED, "freeze_epochs": 4}, id="the head alone"),
+        pytest.param({**PRETRAINED, "unfreeze": "last:2"}, id="the last stages, on activations"),
+        pytest.param({**PRETRAINED, "epochs": None, "freeze_epochs": None, "minutes": 0.4}, id="planned into a time"),
+        pytest.param({"model": "airbench", "image_size": 32, "width": 8, "epochs": None, "minutes": 0.3}, id="timed"),
+    ],
+)
+def test_the_recipe_of_a_run_trains_the_same_weights_again(
+    in_empty_folder: Path, photos: Path, changes: dict[str, Any]
+) -> None:
+    values = changes if "minutes" not in changes else {**changes, "patience": 10}
+    train(options(photos, out="first", **values))
+    again = CliRunner().invoke(cli.app, ["train", "--options", "first/recipe.json", "--out", "again"])
+    assert again.exit_code == 0, again.output
     one, other = (torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("first", "again"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    recipes = [json.loads(Path(f"{name}/recipe.json").read_text()) for name in ("first", "again")]
+    assert recipes[0]["options"] == recipes[1]["options"]
+    assert {"versions", "device", "seconds"} <= set(recipes[0])
+    assert find_run("first").manifest.training["versions"] == recipes[0]["versions"]
 
 
 def test_a_full_disk_ends_the_training_with_a_message_and_the_best_checkpoint(
@@ -227,7 +246,7 @@ def test_ctrl_c_while_images_are_looked_for_exits_as_a_stopped_process(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgecls.train.run.open_dataset", stop)
+    monkeypatch.setattr("edgecls.train.preflight.open_dataset", stop)
     ended = CliRunner().invoke(cli.app, ["train", str(photos)])
     assert ended.exit_code == cli.EXIT_INTERRUPTED
     assert "stopped" in ended.output

@@ -106,7 +106,7 @@ def test_as_many_blocks_as_the_error_says_do_fit() -> None:
 def test_a_scratch_network_without_a_size_asks_for_one() -> None:
     with pytest.raises(OptionError, match="give --image-size"):
         build(NetworkOptions("cnn"), 2)
-    _, preprocessing = build(NetworkOptions("cnn", image_size=16), 2)
+    _, preprocessing = build(NetworkOptions("cnn", image_size=(16,)), 2)
     assert preprocessing.size_hw == (16, 16)
 
 

@@ -9,7 +9,7 @@ from edgecls.errors import OptionError
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.options import SCRATCH, NetworkOptions
 from edgecls.train.scratch import Airbench
-from edgecls.train.stages import hold_frozen_statistics, learning_rate_scales, stages, unfreeze
+from edgecls.train.stages import learning_rate_scales, set_training_mode, stages, unfreeze
 
 FAMILIES = [
     ("linear", 0, []),
@@ -100,7 +100,7 @@ def test_frozen_batch_norms_keep_their_statistics_and_the_others_learn() -> None
     classifier, _ = build(NetworkOptions("resnet9", width=4), 2, (32, 32))
     unfreeze(classifier, "layer3")
     before = {name: value.clone() for name, value in classifier.state_dict().items() if "running" in name}
-    hold_frozen_statistics(classifier.train())
+    set_training_mode(classifier.eval())
     classifier(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8))
     after = classifier.state_dict()
     moved = {name.split(".")[1] for name, value in before.items() if not torch.equal(value, after[name])}

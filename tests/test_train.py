@@ -22,9 +22,9 @@ from edgecls.train.checkpoint import load_checkpoint, logits_of
 from edgecls.train.models import build
 from edgecls.train.options import NONE, NetworkOptions, TrainOptions
 from edgecls.train.pixels import decode_images
+from edgecls.train.progress import Listener
 from edgecls.train.recorder import Epoch
 from edgecls.train.run import train
-from edgecls.train.single import Listener
 
 from .conftest import rows_of, write_class_folders, write_image
 
@@ -51,13 +51,14 @@ def test_a_run_holds_all_that_later_steps_need(in_empty_folder: Path, photos: Pa
     assert any(file.startswith("tensorboard/events") for file in files)
     assert [file for file in files if not file.startswith("tensorboard/")] == [
         "checkpoint.pt",
+        "figures/batch.png",
         "figures/confusion_validation.png",
         "figures/learning_curves.png",
         "golden.npz",
         "history.csv",
         "manifest.json",
         "metrics.json",
-        "options.json",
+        "recipe.json",
         "split.csv",
     ]
     assert find_run("latest").folder == run.folder.resolve()
@@ -159,7 +160,7 @@ def test_a_run_that_diverges_stops_with_advice(in_empty_folder: Path, photos: Pa
     state["backbone.layers.0.0.weight"] *= 1e38  # what a rate that is far too high leaves behind
     torch.save(state, "exploded.pt")
     with pytest.raises(TrainingError, match=r"diverged: the loss is nan after epoch 1. Use a lower --lr"):
-        train(quick(photos, weights="exploded.pt", freeze_epochs=0))
+        train(quick(photos, weights="exploded.pt", freeze_epochs=0, norm_statistics="learn"))
 
 
 def test_training_stops_early_when_validation_no_longer_improves(in_empty_folder: Path, photos: Path) -> None:
@@ -187,7 +188,7 @@ import signal, sys
 from edgecls.options import from_flat
 from edgecls.train.options import TrainOptions
 from edgecls.train.run import train
-from edgecls.train.single import Listener
+from edgecls.train.progress import Listener
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 
@@ -234,7 +235,7 @@ BAD_OPTIONS = [
         id="an option of another network",
     ),
     pytest.param({"model": "resnet9", "batch_norm": "none"}, "--batch-norm shapes cnn, mlp", id="a norm that it has"),
-    pytest.param({"augment": "light"}, "augment is .light.; expected a list", id="an augmentation that is no list"),
+    pytest.param({"augment": 3}, "augment is 3; expected a list of str", id="an augmentation that is no list"),
 ]
 
 
@@ -247,7 +248,9 @@ def test_contradictory_options_are_worded_with_the_flag(changes: dict[str, Any],
 def test_a_cpu_trains_depthwise_networks_in_fp32_and_others_in_bf16_where_it_has_amx(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    depthwise, plain = (build(NetworkOptions(name, NONE, image_size=32), 2)[0] for name in ("mobilenet_v2", "resnet9"))
+    depthwise, plain = (
+        build(NetworkOptions(name, NONE, image_size=(32,)), 2)[0] for name in ("mobilenet_v2", "resnet9")
+    )
     for has_amx, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(machine, "_has_amx", lambda answer=has_amx: answer)
         assert machine.lightning_precision(depthwise, "cpu", "auto") == "32-true"

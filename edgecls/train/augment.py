@@ -23,7 +23,7 @@ from edgecls.errors import OptionError
 _CHUNK: Final = 8 * 224 * 224  # pixels
 
 _SHIFT: Final = 1 / 16  # of the side, in both directions
-_CROP_AREA: Final = 0.35  # of the picture, or more
+CROP_AREA: Final = 0.35  # of the picture, or more, unless told
 _CROP_ASPECT: Final = 4 / 3  # of the crop to that of the picture, at most; its inverse at least
 _ROTATION: Final = 15.0  # degrees, both ways
 _AFFINE: Final = (10.0, 10.0, 0.1, 1.1)  # degrees of rotation and of shear, share of the side, largest scale
@@ -50,6 +50,7 @@ class _Draws:
     width: int
     generator: torch.Generator
     mirrored: Tensor | None = None
+    crop_area: float = CROP_AREA
 
     def uniform(self, low: float, high: float) -> Tensor:
         """(n,) float32."""
@@ -85,8 +86,8 @@ def _turns(degrees: Tensor) -> Tensor:
 
 
 def _crop(draws: _Draws) -> Tensor:
-    # the crop of Inception training, arXiv 1409.4842; 35 % of the area or more is enlarged, so nothing can alias
-    area, root = draws.uniform(_CROP_AREA, 1).sqrt(), math.log(_CROP_ASPECT) / 2
+    # the crop of Inception training, arXiv 1409.4842; a part is enlarged, so nothing can alias
+    area, root = draws.uniform(draws.crop_area, 1).sqrt(), math.log(_CROP_ASPECT) / 2
     stretch = draws.uniform(-root, root).exp()
     width, height = (area * stretch).clamp(max=1), (area / stretch).clamp(max=1)
     x = draws.uniform(-0.5, 0.5) * (1 - width) * draws.width
@@ -229,7 +230,7 @@ class Augmentation:
 
     Attributes:
         operations: names from OPERATIONS, whose order they are applied in:
-            crop: cut out a random 35 % of the area or more (aspect 3/4 to 4/3), enlarged; arXiv 1409.4842;
+            crop: cut out a random `crop_area` of the area or more (aspect 3/4 to 4/3), enlarged; arXiv 1409.4842;
             shift: move by up to 1/16 of the side in both axes, the border mirrored;
             rotate: by up to 15 degrees;
             affine: rotate and shear by up to 10 degrees, move by up to 1/10, scale by up to 1.1;
@@ -238,10 +239,12 @@ class Augmentation:
             grey: a fifth of the pictures; blur: Gaussian, a half of them;
             trivial: TrivialAugment (wide), arXiv 2103.10158; augmix: AugMix, arXiv 1912.02781.
         erase: share of the pictures of which a random rectangle of 2 to 33 % is replaced by noise; arXiv 1708.04896.
+        crop_area: smallest share of the area that `crop` keeps, above 0 and up to 1.
     """
 
     operations: tuple[str, ...] = ()
     erase: float = 0.0
+    crop_area: float = CROP_AREA
 
     def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         """images: (n, h, w, 3) uint8 on any device -> the same shape, dtype and device.
@@ -253,7 +256,7 @@ class Augmentation:
                 mirror show both sides within two epochs (alternating flip, arXiv 2404.00498).
         """
         n, height, width, _ = images.shape
-        draws = _Draws(n, height, width, generator, mirrored)
+        draws = _Draws(n, height, width, generator, mirrored, self.crop_area)
         images = self._retoned(images, draws)
         for name in self._names(_POLICIES):
             images = _each(_POLICIES[name], images, generator)
@@ -311,14 +314,17 @@ def _spans(shares: Tensor, places: Tensor, size: int) -> Tensor:
     return (at >= starts) & (at < starts + lengths)
 
 
-def augmentation(names: Sequence[str], erase: float = 0.0) -> Augmentation:
+def augmentation(names: Sequence[str], erase: float = 0.0, crop_area: float | None = None) -> Augmentation:
     """What these presets and operations do together, in any order.
 
     `trivial` and `augmix` are both: alone they come with crop and flip, beside other names they add themselves only, so
     that `shift,trivial` mirrors nothing.
 
+    Args:
+        crop_area: smallest share of the area that the crop keeps; None for the usual one.
+
     Raises:
-        OptionError: an unknown name, or none with others.
+        OptionError: an unknown name, none with others, or a crop area without a crop.
     """
     spelt = [_SPELLINGS.get(name, name) for name in names]
     for name in spelt:
@@ -331,4 +337,9 @@ def augmentation(names: Sequence[str], erase: float = 0.0) -> Augmentation:
         chosen = set(PRESETS.get(spelt[0], spelt[:1]))
     else:
         chosen = {part for name in spelt for part in ((name,) if name in OPERATIONS else PRESETS[name])}
-    return Augmentation(tuple(name for name in OPERATIONS if name in chosen), erase)
+    if crop_area is not None and "crop" not in chosen:
+        raise OptionError(
+            f"--crop-area {crop_area} with --augment {','.join(names)}: nothing is cropped; add crop, or leave it out"
+        )
+    applied = tuple(name for name in OPERATIONS if name in chosen)
+    return Augmentation(applied, erase, CROP_AREA if crop_area is None else crop_area)

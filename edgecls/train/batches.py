@@ -82,6 +82,7 @@ class Batches:
         drawing: None keeps the order and changes nothing.
         part: (rank, n_ranks): which part of every batch this process takes.
         epoch: which of the seeded epochs comes next.
+        n_images: of an epoch; None for all. Epochs of fewer go through all images before one is seen again.
     """
 
     inputs: Inputs
@@ -90,6 +91,7 @@ class Batches:
     drawing: Drawing | None = None
     part: tuple[int, int] = (0, 1)
     epoch: int = 0
+    n_images: int | None = None
     _mirrored: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,12 @@ class Batches:
         self._mirrored = torch.rand(len(self.targets), generator=generator_of(seed)) < 0.5
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
+        return -(-self._n_wanted // self.batch_size)
+
+    @property
+    def _n_wanted(self) -> int:
+        n = len(self.targets)
+        return n if self.n_images is None else min(self.n_images, n)
 
     def __iter__(self) -> Iterator[Batch]:
         # a generator, which begins at its first batch: Lightning makes the iterator before the epoch is told
@@ -112,15 +119,18 @@ class Batches:
             yield from prefetch(self._batch, rows, n_threads=1, ahead=_AHEAD)
 
     def _order(self) -> Tensor:
-        n = len(self.targets)
+        n, wanted = len(self.targets), self._n_wanted
         if self.drawing is None:
-            return torch.arange(n)
-        generator = generator_of(self.drawing.seed, self.epoch)
+            return torch.arange(wanted)
+        seed = self.drawing.seed
         if self.drawing.balanced:
             targets = self.targets.cpu()  # where the generator is
             shares = 1 / torch.bincount(targets)[targets].double()
-            return torch.multinomial(shares, n, replacement=True, generator=generator)
-        return torch.randperm(n, generator=generator)
+            return torch.multinomial(shares, wanted, replacement=True, generator=generator_of(seed, self.epoch))
+        first = self.epoch * wanted  # of an endless row of passes, each in an order of its own
+        passes = range(first // n, (first + wanted - 1) // n + 1)
+        rows = torch.cat([torch.randperm(n, generator=generator_of(seed, number)) for number in passes])
+        return rows[first % n :][:wanted]
 
     def _batch(self, numbered: tuple[int, Tensor]) -> Batch:
         number, rows = numbered

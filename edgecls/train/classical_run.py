@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,17 +26,19 @@ from edgecls.train.classical_head import check_answers, head_onnx, linear_head
 from edgecls.train.features import Features, features_of
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.onnx_head import HEAD, OnnxHead, set_last_layer
-from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, NetworkOptions, TrainOptions
+from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, GeometryOptions, NetworkOptions, TrainOptions
 from edgecls.train.pixels import Decoder
+from edgecls.train.progress import Listener
+from edgecls.train.record import Stopwatch
 from edgecls.train.recorder import Recorder
 from edgecls.train.result import TrainResult, complete
-from edgecls.train.single import Listener
-from edgecls.train.start import Start, described
+from edgecls.train.start import Start, described, with_geometry
+from edgecls.train.survey import survey_of
 
 
 def train_classical(
     options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
-    decoder: Decoder | None = None, features: Features = features_of,
+    decoder: Decoder | None = None, features: Features | None = None,
 ) -> TrainResult:  # fmt: skip
     """Fit `--classifier` on the features of a network, and leave a complete run.
 
@@ -47,10 +50,12 @@ def train_classical(
     Raises:
         DatasetError, TrainingError, MissingExtra, RunError: with what to do next.
     """
-    started, run, name = time.perf_counter(), Run(folder), options.source.classifier
+    clock, run, name = Stopwatch(), Run(folder), options.source.classifier
     assert name  # whoever asked for features asked for a classifier: SourceOptions sees to it
-    decoder = decoder or Decoder(options.data_use.cache, start.preprocessing)
+    decoder = decoder or Decoder(options.data_use.cache, start.preprocessing, listener.on_progress)
+    features = features or partial(features_of, on_progress=listener.on_progress)
     readable, pixels = decoder.decode(start.dataset)
+    clock.lap("decode")
     listener.say(f"{described(replace(start, dataset=readable))}; {name} on its features")
     for warning in (*readable.warnings(), *_seen_before(start, readable)):
         listener.say(f"warning: {warning}")
@@ -62,7 +67,8 @@ def train_classical(
     )
     listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
     start = replace(start, dataset=readable, classifier=fitted.classifier)
-    return complete(run, options, start, pixels, Recorder(None), started)
+    clock.lap("features and classifier")
+    return complete(run, options, start, pixels, Recorder(None), clock)
 
 
 def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
@@ -73,7 +79,7 @@ def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
             images that the run has learnt from.
         RunError: a run that is damaged.
     """
-    name = str(options.source.features)
+    name, survey = str(options.source.features), survey_of(dataset, options.data_use.seed)
     try:
         run = Run(find_model(name))
         manifest = run.manifest
@@ -87,15 +93,18 @@ def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
             classifier, preprocessing = build(network, len(dataset.labels))
         except OptionError as unknown:
             raise OptionError(f"--features {name}: neither a run ({error}) nor a model ({unknown})") from unknown
-        return Start(dataset, classifier, preprocessing, network)
+        return Start(dataset, survey, classifier, with_geometry(preprocessing, options.geometry), network)
+    if options.network.image_size or options.geometry != GeometryOptions():
+        raise OptionError(
+            f"--features {name} brings its own input; leave out --image-size, --resize, --crop and --interpolation"
+        )
     if options.data_use.folds:
         raise OptionError(
             f"--folds with --features {name}: that run has learnt from images which the folds hold out, so they would "
             "flatter it; name a published model"
         )
-    return Start(
-        dataset, load_checkpoint(run), manifest.preprocessing, network_options(manifest, name), str(run.folder)
-    )
+    network = network_options(manifest, name)
+    return Start(dataset, survey, load_checkpoint(run), manifest.preprocessing, network, str(run.folder))
 
 
 def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:

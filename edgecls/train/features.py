@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import onnxruntime
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.train.batches import Inputs, in_order
 from edgecls.train.models import PixelClassifier
+from edgecls.train.progress import Progress
 
 Features = Callable[[PixelClassifier, Inputs], Tensor]
 
@@ -27,20 +29,37 @@ _WORTH_A_GRAPH: Final = 64
 _N_PROVED: Final = 3  # images on which both must answer alike; the graph is traced with another number
 
 
-def features_of(classifier: PixelClassifier, pixels: Inputs, batch_size: int = 16) -> Tensor:
+class Featured(Protocol):
+    """What gives features: a classifier, or the front of one."""
+
+    training: bool
+
+    def features(self, images: Tensor) -> Tensor: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+def features_of(
+    classifier: Featured, pixels: Inputs, batch_size: int = 16, *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Tensor:  # fmt: skip
     """What the head sees of every picture, in evaluation mode; the classifier's own mode is restored.
 
     On a CPU, many pictures go through ONNX Runtime, where its first features are those of PyTorch.
 
     Args:
-        pixels: (n, h, w, 3) uint8, in memory or decoded when asked for.
+        pixels: (n, h, w, 3) uint8, in memory or decoded when asked for; one at least.
+        on_progress: called after every batch.
 
     Returns:
         (n, n_features) float32 on the CPU.
     """
     was_training = classifier.training
     device = next((each.device for each in classifier.parameters()), torch.device("cpu"))
-    classifier.eval()
+    classifier.train(False)
+    began = time.perf_counter()
     try:
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             session = None
@@ -52,16 +71,16 @@ def features_of(classifier: PixelClassifier, pixels: Inputs, batch_size: int = 1
                     features.append(classifier.features(batch.to(device)).float().cpu())
                 else:
                     features.append(torch.from_numpy(_run(session, batch)))
+                done, seconds = min(len(features) * batch_size, len(pixels)), time.perf_counter() - began
+                left = (len(pixels) - done) * seconds / max(done, 1)
+                on_progress(Progress("features of the frozen weights", done, len(pixels), done / seconds, left))
     finally:
         classifier.train(was_training)
-    if features:
-        return torch.cat(features)
-    widths = (getattr(each, "in_features", None) for each in classifier.head.modules())
-    return torch.empty(0, next(width for width in widths if isinstance(width, int)))
+    return torch.cat(features)
 
 
 class _Features(nn.Module):
-    def __init__(self, classifier: PixelClassifier) -> None:
+    def __init__(self, classifier: Featured) -> None:
         super().__init__()
         self.classifier = classifier
 
@@ -69,7 +88,7 @@ class _Features(nn.Module):
         return self.classifier.features(images)
 
 
-def _session(classifier: PixelClassifier, pixels: Tensor) -> Any | None:
+def _session(classifier: Featured, pixels: Tensor) -> Any | None:
     """An ONNX Runtime session that gives the classifier's features; None where it cannot be had, or gives others.
 
     By PyTorch's older exporter: the newer one took 18 s for EfficientNet-Lite0, which 500 images win back. What it

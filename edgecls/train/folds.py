@@ -23,8 +23,9 @@ from edgecls.train.features import features_of
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
 from edgecls.train.pixels import Decoder, decoding_warnings
+from edgecls.train.progress import Listener
 from edgecls.train.result import TrainResult, read_result
-from edgecls.train.single import Listener, seed_all, train_single
+from edgecls.train.single import seed_all, train_single
 from edgecls.train.start import start_of
 
 FOLD: Final = "fold-{}"
@@ -80,14 +81,15 @@ class _SharedDecoder(Decoder):
 class _SharedFeatures:
     """Features of all images, computed once: every fold begins with the same frozen backbone."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._features: Tensor | None = None
+        self._listener = listener
 
     def __call__(self, classifier: PixelClassifier, inputs: Inputs) -> Tensor:
         if not isinstance(inputs, Subset):  # the test images, which all folds have in full
             return features_of(classifier, inputs)
         if self._features is None:
-            self._features = features_of(classifier, inputs.whole)
+            self._features = features_of(classifier, inputs.whole, on_progress=self._listener.on_progress)
         return self._features[inputs.rows]
 
 
@@ -131,11 +133,13 @@ class FoldsResult:
         }  # fmt: skip
 
 
-def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener) -> FoldsResult:
+def train_folds(
+    options: TrainOptions, dataset: Dataset, folder: Path, listener: Listener, deadline: float | None = None
+) -> FoldsResult:
     """Train `--folds` models, each on all folds but one, and judge it on that one.
 
     The images of the train and the val split are dealt out; the test split is answered by the finished models only.
-    Folds that a killed run has finished are not trained again.
+    Folds that a killed run has finished are not trained again. A time is dealt out to the folds that are left.
 
     Raises:
         DatasetError: a class has fewer images than there are folds.
@@ -150,14 +154,15 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
     seed_all(options)
     begin = classical_start if options.source.classifier else start_of
     start = begin(options, everything)
-    decoder = _SharedDecoder(Decoder(options.data_use.cache, start.preprocessing), everything)
+    own = Decoder(options.data_use.cache, start.preprocessing, listener.on_progress)
+    decoder = _SharedDecoder(own, everything)
     for warning in decoding_warnings(options.data_use.cache, decoder.train_pixels):
         listener.say(f"warning: {warning}")
     folds = stratified_folds(decoder.dataset.splits["train"], options.data_use.folds, options.data_use.seed)
     single = replace(options, data_use=replace(options.data_use, folds=0), out=None)
-    features, results = _SharedFeatures(), []
+    features, results = _SharedFeatures(listener), []
     names = [FOLD.format(number) for number in range(1, len(folds) + 1)]
-    for name, held_out in zip(names, folds, strict=True):
+    for number, (name, held_out) in enumerate(zip(names, folds, strict=True)):
         listener.say(f"{name} of {len(folds)}")
         seed_all(options)  # the same new weights in every fold: they differ by their images alone
         part = _without(decoder.dataset, held_out)
@@ -168,9 +173,12 @@ def train_folds(options: TrainOptions, dataset: Dataset, folder: Path, listener:
         if options.source.classifier:
             result = train_classical(single, fold, folder / name, listener, decoder=decoder, features=features)
         else:
+            now = time.perf_counter()
+            until = None if deadline is None else now + (deadline - now) / (len(folds) - number)
             result = train_single(
-                single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features
-            )
+                single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features,
+                deadline=until,
+            )  # fmt: skip
         if (folder / name / RESUME).is_file():
             raise Interrupted(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
         results.append(result)

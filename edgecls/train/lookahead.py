@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -20,25 +20,26 @@ class Lookahead:
 
     Args:
         every: steps between returns.
-        n_steps: of the whole training.
+        progress: share of the training that is over after so many steps, 0 to 1.
 
     Attributes:
         slow: the weights, for a checkpoint; empty before the first return.
     """
 
-    def __init__(self, every: int, n_steps: int) -> None:
-        self.every, self.n_steps = every, n_steps
+    def __init__(self, every: int, progress: Callable[[int], float]) -> None:
+        self.every, self.progress = every, progress
         self.slow: Sequence[Tensor] = ()
 
     @torch.no_grad()
     def step(self, network: nn.Module, n_taken: int) -> None:
         """To be called after every step of the optimiser; `n_taken` counts it."""
-        if n_taken % self.every and n_taken < self.n_steps:
+        over = self.progress(n_taken)
+        if n_taken % self.every and over < 1:
             return
         fast = [each for each in network.state_dict().values() if each.is_floating_point()]
         if not self.slow:
             self.slow = [each.clone() for each in fast]
         slow = self.slow = [each.to(weight.device) for each, weight in zip(self.slow, fast, strict=True)]
-        keep = _INERTIA**self.every * (n_taken / self.n_steps) ** 3
+        keep = _INERTIA**self.every * over**3
         torch._foreach_lerp_(slow, fast, 1 - keep)
         torch._foreach_copy_(fast, slow)

@@ -6,22 +6,22 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edgecls.errors import RunError
+from edgecls.errors import Collapsed, RunError
 from edgecls.runs import RESUME
 from edgecls.train.batches import Batch, Batches, generator_of
 from edgecls.train.lookahead import Lookahead
@@ -30,11 +30,15 @@ from edgecls.train.machine import lightning_precision, resolved_device
 from edgecls.train.models import PixelClassifier
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import MachineOptions
-from edgecls.train.recorder import Epoch, Recorder, without_improvement
-from edgecls.train.stages import hold_frozen_statistics
+from edgecls.train.pace import Pace
+from edgecls.train.progress import Progress
+from edgecls.train.recorder import Epoch, PhaseName, Recorder, without_improvement
+from edgecls.train.stages import set_training_mode
 
 _KEPT: Final = "edgecls"  # our part of Lightning's checkpoint
 _SAVING_SHARE: Final = 0.05  # of the time may go into checkpoints to resume from
+
+Logits = Callable[[PixelClassifier, Tensor], Tensor]  # a batch of inputs -> (n, n_classes)
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,32 @@ class Phase:
     """One stretch of training with one set of trainable weights.
 
     Attributes:
-        name: `head` on cached features, or `all` weights (or those unfrozen) on pixels.
-        epochs: at most.
+        name: `head` on cached features; `all` weights (or those unfrozen) on pixels; or `retry`, the same from the best
+            weights at a lower rate.
+        title: what is trained, for progress bars.
+        pace: how many epochs, at most, and how far the schedule is after each.
         scales: rate of a weight as a share of the peak; 1 for those not in it.
-        patience: epochs without a better validation accuracy before stopping; 0 never stops.
+        logits: how a batch becomes logits.
+        keeps_statistics: whether the batch norms of the backbone stay in evaluation mode.
+        floor: score of the validation images below which the phase has fallen behind and stops; None for none.
+        guessing_loss: what a network that knows nothing but the classes' shares loses; None where it is not known.
+        patience: epochs without a better score before stopping; 0 never stops.
         clip: largest norm of the gradient; 0 for no limit.
         accumulate: batches whose gradients make one step.
         ema: decay of the moving average of the weights that validates and is kept; 0 for none.
         lookahead: steps between returns to the slow weights; 0 never returns.
     """
 
-    name: Literal["head", "all"]
-    epochs: int
+    name: PhaseName
+    title: str
+    pace: Pace
     optimizer: OptimizerOptions
     seed: int
     scales: Mapping[nn.Parameter, float] = field(default_factory=dict)
+    logits: Logits = lambda classifier, inputs: classifier(inputs)
+    keeps_statistics: bool = False
+    floor: float | None = None
+    guessing_loss: float | None = None
     patience: int = 10
     clip: float = 0.0
     accumulate: int = 1
@@ -65,8 +80,17 @@ class Phase:
 
     def is_over(self, recorder: Recorder) -> bool:
         """Whether the history has all epochs of this phase, or the one at which it stopped early."""
-        done = [epoch for epoch in recorder.epochs if epoch.phase == self.name]
-        return len(done) >= self.epochs or 0 < self.patience <= without_improvement(done)
+        done = recorder.of_phase(self.name)
+        return (
+            self.pace.is_over(len(done))
+            or 0 < self.patience <= without_improvement(done, recorder.monitor)
+            or self.has_fallen_behind(recorder)
+        )
+
+    def has_fallen_behind(self, recorder: Recorder) -> bool:
+        """Whether the last epoch of this phase is worse than the head was, by more than chance explains."""
+        done = recorder.of_phase(self.name)
+        return bool(done) and self.floor is not None and done[-1].score(recorder.monitor) < self.floor
 
 
 @dataclass(frozen=True)
@@ -76,13 +100,13 @@ class LoopOptions:
     Attributes:
         folder: of the run, for what a killed run resumes from; None for none.
         loggers: Lightning's; they get the figures of every epoch.
-        progress: show a progress bar on standard error.
+        on_progress: called after every batch.
     """
 
     machine: MachineOptions = MachineOptions()
     folder: Path | None = None
     loggers: tuple[Logger, ...] = ()
-    progress: bool = False
+    on_progress: Callable[[Progress], None] = lambda progress: None
 
 
 class _Sums:
@@ -107,21 +131,78 @@ class _Sums:
         return loss / max(n, 1), hits / max(n, 1)
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What the validation images of all processes gave; all but the loss are fractions.
+
+    Attributes:
+        recall, f1: means over the classes that have images.
+        n_answered: classes that were answered at least once.
+    """
+
+    loss: float
+    accuracy: float
+    recall: float
+    f1: float
+    n_answered: int
+
+
+class _Counts:
+    """Answers of an epoch's validation by class, counted on the device."""
+
+    def __init__(self, n_classes: int) -> None:
+        self.loss: Tensor | float = 0.0
+        self.by_class: Tensor | float = 0.0  # (3, n_classes): images, answers, hits
+        self.n_classes = n_classes
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        self.loss = self.loss + F.cross_entropy(logits, targets, reduction="sum")
+        answers = logits.argmax(1)
+        rows = (targets, answers, targets[answers == targets])
+        self.by_class = self.by_class + torch.stack([torch.bincount(row, minlength=self.n_classes) for row in rows])
+
+    def figures(self, trainer: L.Trainer) -> Validated:
+        device = trainer.strategy.root_device
+        counts = torch.zeros(3, self.n_classes, dtype=torch.float64, device=device) + self.by_class
+        loss = torch.tensor([float(self.loss)], dtype=torch.float64, device=device)
+        summed = trainer.strategy.reduce(torch.cat([loss, counts.flatten()]), reduce_op="sum").cpu()
+        images, answers, hits = summed[1:].view(3, self.n_classes)
+        present, n = images > 0, float(images.sum())
+        recall = (hits[present] / images[present]).mean() if n else 0.0
+        f1 = (2 * hits[present] / (images + answers)[present]).mean() if n else 0.0
+        return Validated(
+            float(summed[0]) / max(n, 1),
+            float(hits.sum()) / max(n, 1),
+            float(recall),
+            float(f1),
+            int((answers > 0).sum()),
+        )
+
+
+_NEARLY: Final = 0.97  # of the loss of guessing: what a network that has learnt nothing stays at
+_COLLAPSED_EPOCHS: Final = 3  # and as many steps, or slow beginners of a few pictures would be taken for collapsed
+_COLLAPSED_STEPS: Final = 100
+
+
 class Training(L.LightningModule):
     """One phase as Lightning runs it."""
 
     def __init__(
         self, classifier: PixelClassifier, phase: Phase, batches: tuple[Batches, Batches], loss: Loss,
-        recorder: Recorder,
+        recorder: Recorder, on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.classifier, self.phase, self.recorder = classifier, phase, recorder
+        self.classifier, self.phase, self.recorder, self.on_progress = classifier, phase, recorder, on_progress
         self.train_batches, self.val_batches = batches
         self._loss = (loss,)  # in a tuple, so that a teacher's weights are not part of the checkpoint
-        self.train_sums, self.val_sums, self.started = _Sums(), _Sums(), time.perf_counter()
+        self.train_sums, self.val_counts = _Sums(), _Counts(classifier.n_classes)
+        self.started = self.began = time.perf_counter()
+        self.n_before = 0  # epochs of this phase that another process has trained
+        self.validated: Validated | None = None
+        self.n_guessing = 0  # epochs in a row that learnt nothing
         self.plateau: ReduceLROnPlateau | None = None
         self.kept_plateau: dict[str, Any] = {}
-        self.lookahead = Lookahead(phase.lookahead, self.n_steps) if phase.lookahead else None
+        self.lookahead = Lookahead(phase.lookahead, phase.pace.at) if phase.lookahead else None
         self.average: AveragedModel | None = None
         if phase.ema:
             averaging = get_ema_multi_avg_fn(phase.ema)  # type: ignore[no-untyped-call]
@@ -129,7 +210,12 @@ class Training(L.LightningModule):
 
     @property
     def n_steps(self) -> int:
-        return self.phase.epochs * -(-len(self.train_batches) // self.phase.accumulate)
+        return self.phase.pace.epochs * self.phase.pace.steps
+
+    @property
+    def n_done(self) -> int:
+        """Epochs of this phase that are recorded."""
+        return len(self.recorder.of_phase(self.phase.name))
 
     @property
     def judged(self) -> PixelClassifier:
@@ -142,16 +228,18 @@ class Training(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self._loss[0].to(self.device)
+        self.began, self.n_before = time.perf_counter(), self.n_done
 
     def on_train_epoch_start(self) -> None:
         # dropout draws from the global generator: seeded anew in every epoch, a resumed run draws the same
         epoch = self.train_batches.epoch = len(self.recorder.epochs)
         torch.manual_seed(generator_of(self.phase.seed, epoch, self.global_rank).initial_seed())
-        hold_frozen_statistics(self.classifier)
+        set_training_mode(self.classifier, keeps_statistics=self.phase.keeps_statistics)
+        self.phase.pace.begin(self.n_done)
         self.train_sums, self.started = _Sums(), time.perf_counter()
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
-        logits = self._logits(self.classifier, batch.inputs)
+        logits = self.phase.logits(self.classifier, batch.inputs)
         loss = self._loss[0](logits, batch.targets, batch.inputs)
         self.train_sums.add(loss, logits, batch.targets)
         weighed: Tensor = loss * batch.weight
@@ -164,48 +252,90 @@ class Training(L.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.classifier)
 
+    def on_train_batch_end(self, _outputs: object, _batch: object, index: int) -> None:
+        now, pace = time.perf_counter(), self.phase.pace
+        share = self.n_done + (index + 1) / len(self.train_batches)
+        left = (now - self.began) * (pace.epochs - share) / (share - self.n_before)
+        if pace.deadline is not None:
+            left = max(pace.deadline - now, 0.0)
+        n_images = len(self.train_batches) * self.train_batches.batch_size
+        self.on_progress(
+            Progress(
+                f"epoch {len(self.recorder.epochs) + 1} of {len(self.recorder.epochs) - self.n_done + pace.epochs}, "
+                f"{self.phase.title}",
+                round(share * n_images), pace.epochs * n_images,
+                self.train_sums.n * self.trainer.world_size / (now - self.started), left,
+            )
+        )  # fmt: skip
+
     def on_validation_epoch_start(self) -> None:
-        self.val_sums = _Sums()
+        self.val_counts = _Counts(self.classifier.n_classes)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         if len(batch.targets):  # the last batch may have none for this process
-            logits = self._logits(self.judged, batch.inputs)
-            self.val_sums.add(F.cross_entropy(logits, batch.targets), logits, batch.targets)
+            self.val_counts.add(self.phase.logits(self.judged, batch.inputs).float(), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        val_loss, val_accuracy = self.val_sums.means(self.trainer)
-        self.log("val_accuracy", val_accuracy, prog_bar=True)
-        self.log("val_loss", val_loss)
+        self.validated = self.val_counts.figures(self.trainer)
+        self.log("val_loss", self.validated.loss)
+        self.log("val_accuracy", self.validated.accuracy)
+        self.log("val_recall", self.validated.recall)
+        self.log("val_f1", self.validated.f1)
 
     def on_train_epoch_end(self) -> None:
-        (train_loss, train_accuracy), (val_loss, val_accuracy) = (
-            sums.means(self.trainer) for sums in (self.train_sums, self.val_sums)
-        )
+        train_loss, train_accuracy = self.train_sums.means(self.trainer)
         self.log_dict({"train_loss": train_loss, "train_accuracy": train_accuracy})
+        validated = self.validated
+        assert validated  # Lightning validates before this
         epoch = Epoch(
             epoch=len(self.recorder.epochs) + 1,
             phase=self.phase.name,
             lr=self.trainer.optimizers[0].param_groups[0]["lr"],
             train_loss=train_loss,
             train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=validated.loss,
+            val_accuracy=validated.accuracy,
+            val_recall=validated.recall,
+            val_f1=validated.f1,
             seconds=time.perf_counter() - self.started,
         )
         self.recorder.add(epoch, self.judged)
         if self.plateau:
-            self.plateau.step(val_loss)
+            self.plateau.step(validated.loss)
+        self.phase.pace.adapt(self.n_done, epoch.seconds)
+        self._watch(epoch, validated)
+        if self.phase.is_over(self.recorder):
+            self.trainer.should_stop = True
+
+    def _watch(self, epoch: Epoch, validated: Validated) -> None:
+        """Count the epochs in a row that learnt nothing once the rate has risen.
+
+        Raises:
+            Collapsed: several in a row: one class is answered for all images, and the loss is that of guessing.
+        """
+        guessing, pace = self.phase.guessing_loss, self.phase.pace
+        has_learnt = guessing is None or validated.n_answered > 1 or epoch.train_loss < _NEARLY * guessing
+        is_rising = pace.ends[self.n_done - 1] <= self.phase.optimizer.warmup
+        self.n_guessing = 0 if has_learnt or is_rising else self.n_guessing + 1
+        if self.n_guessing >= max(_COLLAPSED_EPOCHS, _COLLAPSED_STEPS / pace.steps):
+            raise Collapsed(
+                f"training collapsed: for {self.n_guessing} epochs all validation images have been given one class, "
+                f"and the loss stays at {epoch.train_loss:.3f}, which guessing by the classes' shares has too. Use a "
+                f"lower rate than {self.phase.optimizer.lr:g} (--lr, --fine-tune-lr), or --clip 1"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         plateau = self.plateau.state_dict() if self.plateau else {}
         slow = self.lookahead.slow if self.lookahead else ()
         checkpoint[_KEPT] = {
             "phase": self.phase.name, "epochs": self.recorder.rows(), "plateau": plateau, "slow": slow,
+            "pace": [self.phase.pace.epochs, *self.phase.pace.ends],
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.recorder.restore(checkpoint[_KEPT]["epochs"])
         self.kept_plateau = checkpoint[_KEPT]["plateau"]
+        self.phase.pace.epochs, *self.phase.pace.ends = checkpoint[_KEPT]["pace"]
         if self.lookahead:
             self.lookahead.slow = checkpoint[_KEPT]["slow"]
 
@@ -214,10 +344,7 @@ class Training(L.LightningModule):
         if self.phase.optimizer.schedule == "plateau":
             self.plateau = make_plateau(optimizer)
             self.plateau.load_state_dict(self.kept_plateau)
-        return [optimizer], make_schedulers(optimizer, self.phase.optimizer, self.n_steps)
-
-    def _logits(self, classifier: PixelClassifier, inputs: Tensor) -> Tensor:
-        return classifier.classify(inputs) if self.phase.name == "head" else classifier(inputs)
+        return [optimizer], make_schedulers(optimizer, self.phase.optimizer, self.n_steps, self.phase.pace.at)
 
 
 class _Resumable(Checkpoint):
@@ -254,15 +381,12 @@ def fit(
 
     Raises:
         TrainingError: the loss is no longer finite.
+        Collapsed: nothing is learnt.
         RunError: the folder cannot be written to.
         KeyboardInterrupt: the user stopped it; the best checkpoint is on disk.
     """
-    training = Training(classifier, phase, batches, loss, recorder)
+    training = Training(classifier, phase, batches, loss, recorder, options.on_progress)
     callbacks: list[L.Callback] = []
-    if phase.patience:
-        callbacks.append(EarlyStopping("val_accuracy", mode="max", patience=phase.patience, check_finite=False))
-    if options.progress:
-        callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
     path = options.folder / RESUME if options.folder else None
     if path:
         callbacks.append(_Resumable(path))
@@ -288,12 +412,12 @@ def make_trainer(
         num_nodes=machine.nodes,
         strategy=machine.strategy,
         precision=lightning_precision(training.classifier, device, machine.precision),  # type: ignore[arg-type]
-        max_epochs=phase.epochs,
+        max_epochs=-1,  # the phase says when it is over
         gradient_clip_val=phase.clip or None,
         accumulate_grad_batches=phase.accumulate,
         callbacks=callbacks,
         logger=list(options.loggers) or False,
-        enable_progress_bar=options.progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=options.folder is not None,
         num_sanity_val_steps=0,
@@ -301,7 +425,7 @@ def make_trainer(
     )
 
 
-def kept_progress(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+def kept_progress(path: Path) -> tuple[PhaseName, dict[str, Any], dict[str, Tensor]]:
     """What a killed run left: the name of its phase, our part of the checkpoint, and the classifier's weights.
 
     Raises:

@@ -72,6 +72,20 @@ class Loss(nn.Module):
         return (1 - self.teacher_weight) * loss + self.teacher_weight * divergence
 
 
+def guessing_loss(targets: Tensor, n_classes: int, label_smoothing: float, *, is_balanced: bool) -> float:
+    """What a network loses that always answers the shares of the classes, and nothing better: their entropy.
+
+    Args:
+        targets: (n,) int64.
+        is_balanced: whether all classes weigh the same, as weights or by the way they are drawn.
+    """
+    shares = torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
+    if not is_balanced:
+        shares = torch.bincount(targets, minlength=n_classes).double() / len(targets)
+    smoothed = (1 - label_smoothing) * shares + label_smoothing / n_classes
+    return float(torch.special.entr(smoothed).sum())
+
+
 def class_weights(targets: Tensor, n_classes: int) -> Tensor:
     """What each class weighs so that all weigh the same in sum, (n_classes,) float32.
 

@@ -78,6 +78,16 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, as_large_as_int)
 
 
+def free_memory() -> int:
+    """Bytes that can be allocated without swapping; assumes 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 << 30
+    return int(kib) << 10
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the system, had no memory left for a tensor."""
     text = str(error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-import difflib
+import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 import torchvision
@@ -18,11 +21,13 @@ from torch import Tensor, nn
 
 from edgecls.errors import MissingExtra, OptionError, TrainingError
 from edgecls.manifest import Interpolation, Preprocessing, Resize
-from edgecls.train.efficientnet_lite import EfficientNetLite0, load_imagenet_weights
+from edgecls.train.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
 from edgecls.train.options import IMAGENET, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
+from edgecls.train.preflight import unknown_model
 from edgecls.train.scratch import DROPOUT, fully_connected, scratch_network
 
 _INCEPTIONS: Final = ("googlenet", "inception_v3")
+_HUB_SECONDS: Final = 3.0  # in which the host of timm's weights answers, or counts as unreachable
 _BACKBONE: Final = "backbone."  # prefix of PixelClassifier's state dict
 
 StateDict = Mapping[str, Tensor]
@@ -104,7 +109,7 @@ def build(
     """A classifier with a fresh head, and the preprocessing of its weights.
 
     Args:
-        size_hw: input size; None for `options.image_size`, or else the size that the weights were made for, which
+        size_hw: input size; None for that of the options, or else the size that the weights were made for, which
             scratch networks have not.
 
     Raises:
@@ -112,8 +117,7 @@ def build(
         MissingExtra: timm or the EfficientNet-Lite0 weights are not installed.
         TrainingError: the weights cannot be downloaded.
     """
-    if size_hw is None and options.image_size is not None:
-        size_hw = (options.image_size, options.image_size)
+    size_hw = size_hw or options.size_hw
     hidden, dropout = options.hidden or (), options.dropout or 0.0
     if options.model in SCRATCH:
         backbone, n_features, preprocessing = _scratch(options, size_hw)
@@ -139,7 +143,7 @@ def build_published(
     layer on the features can.
 
     Args:
-        model: `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`.
+        model: `efficientnet_lite0` to `lite2`, a torchvision classifier, or `timm/NAME`.
         size_hw: input size; None for the size that the weights were made for.
 
     Returns:
@@ -207,8 +211,8 @@ class _Whole:
 
 
 def _whole(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Whole:
-    if options.model == "efficientnet_lite0":
-        return _efficientnet_lite0(options)
+    if options.model in LITE:
+        return _efficientnet_lite(options)
     return _timm(options, size_hw) if options.model.startswith(TIMM_PREFIX) else _torchvision(options)
 
 
@@ -221,11 +225,13 @@ def _scratch(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Backb
     return network, network.n_features, Preprocessing(size_hw=size_hw, crop_fraction=1.0)
 
 
-def _efficientnet_lite0(options: NetworkOptions) -> _Whole:
-    network = EfficientNetLite0()
+def _efficientnet_lite(options: NetworkOptions) -> _Whole:
+    scaling = LITE[options.model]
+    network = EfficientNetLite(scaling)
     if options.resolved_weights == IMAGENET:
-        load_imagenet_weights(network)
-    preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        load_imagenet_weights(network, options.model)
+    size_hw = (scaling.size, scaling.size)
+    preprocessing = Preprocessing(size_hw, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return _Whole(network, "_fc", preprocessing, lambda: _without_head(network, "_fc"))
 
 
@@ -233,13 +239,7 @@ def _torchvision(options: NetworkOptions) -> _Whole:
     models = torchvision.models
     known = models.list_models(module=models)
     if options.model not in known:
-        names = [*SCRATCH, "efficientnet_lite0", *known]
-        close = difflib.get_close_matches(options.model, names, n=3, cutoff=0.5)
-        hint = f" (close: {', '.join(close)})" if close else ""
-        raise OptionError(
-            f"--model {options.model}: no such model{hint}; known are {', '.join(SCRATCH)}, efficientnet_lite0, "
-            f"torchvision's classifiers such as mobilenet_v2 or efficientnet_b0, and timm's as {TIMM_PREFIX}NAME"
-        )
+        raise unknown_model(options.model, frozenset(known))
     weights = models.get_model_weights(options.model).DEFAULT
     published = weights if options.resolved_weights == IMAGENET else None
     # the inception pair scales its input once more where ImageNet weights ask for it; a checkpoint is rebuilt
@@ -274,11 +274,10 @@ def _timm(options: NetworkOptions, size_hw: tuple[int, int] | None) -> _Whole:
         raise MissingExtra(f"--model {options.model}", "train") from error
     name = options.model.removeprefix(TIMM_PREFIX)
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise OptionError(
-            f"--model {options.model}: timm has no {name!r}" + (f"; close: {', '.join(close)}" if close else "")
-        )
-    network = _downloaded(lambda: timm.create_model(name, pretrained=options.resolved_weights == IMAGENET))
+        raise unknown_model(options.model, frozenset(timm.list_models()))
+    is_pretrained = options.resolved_weights == IMAGENET
+    with _without_waiting_for_the_hub() if is_pretrained else nullcontext():
+        network = _downloaded(lambda: timm.create_model(name, pretrained=is_pretrained))
     config = timm.data.resolve_model_data_config(network)
     own_size = (config["input_size"][1], config["input_size"][2])
     interpolation: Interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
@@ -336,6 +335,27 @@ def _without_head(network: nn.Module, head: str) -> int:
         return layer.in_channels
     network.set_submodule(head, nn.Identity())
     return cast(nn.Linear, layer).in_features
+
+
+@contextmanager
+def _without_waiting_for_the_hub() -> Iterator[None]:
+    """Look for timm's weights in the cache alone where their host cannot be reached.
+
+    Its client asks five times with growing pauses, 50 seconds in all, before it says so.
+    """
+    import huggingface_hub.constants as hub  # noqa: PLC0415  comes with timm
+
+    host, proxies = urlsplit(hub.ENDPOINT), getproxies()
+    at = urlsplit(proxies[host.scheme]) if host.scheme in proxies else host
+    before = hub.HF_HUB_OFFLINE
+    try:
+        socket.create_connection((at.hostname or "", at.port or 443), timeout=_HUB_SECONDS).close()
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _downloaded(make: Callable[[], nn.Module]) -> Any:

@@ -63,11 +63,14 @@ def make_optimizer(
     return kind(described, options.lr)
 
 
-def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions, n_steps: int) -> list[dict[str, Any]]:
+def make_schedulers(
+    optimizer: torch.optim.Optimizer, options: OptimizerOptions, n_steps: int, progress: Callable[[int], float]
+) -> list[dict[str, Any]]:
     """Lightning's description of what changes the rates with the steps; a plateau comes besides (`make_plateau`).
 
     Args:
-        n_steps: optimiser steps of the whole phase.
+        n_steps: optimiser steps of the whole phase, as far as it is known.
+        progress: share of the schedule that is over before a step, 0 to 1; not for `onecycle` and `plateau`.
     """
     n_warmup = round(options.warmup * n_steps)
     if options.schedule == "onecycle":
@@ -81,9 +84,10 @@ def make_schedulers(optimizer: torch.optim.Optimizer, options: OptimizerOptions,
     curve = _CURVES[options.schedule]
 
     def share(step: int) -> float:
-        if step < n_warmup:
-            return _FIRST + (1 - _FIRST) * step / n_warmup
-        return curve((step - n_warmup) / max(n_steps - n_warmup, 1))
+        over = progress(step)
+        if over < options.warmup:
+            return _FIRST + (1 - _FIRST) * over / options.warmup
+        return curve((over - options.warmup) / (1 - options.warmup))
 
     return [{"scheduler": LambdaLR(optimizer, share), "interval": "step"}]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from edgecls.errors import OptionError
-from edgecls.options import option
+from edgecls.manifest import Interpolation, Resize
+from edgecls.options import flag_name, flags_of, option
 
 SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
+LITE_NAMES: Final = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 TIMM_PREFIX: Final = "timm/"
 IMAGENET: Final = "imagenet"
 NONE: Final = "none"
@@ -31,6 +34,8 @@ BatchNorm = Literal["conv", "block", "none"]
 Padding = Literal["same", "none"]
 LastPool = Literal["average", "max", "none"]
 Balance = Literal["none", "weights", "sampling"]
+Monitor = Literal["accuracy", "balanced-accuracy", "f1", "loss"]
+NormStatistics = Literal["learn", "keep"]
 Cache = Literal["auto", "ram", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ClassicalName = Literal["logistic", "svm", "random-forest", "boosting", "xgboost"]
@@ -46,13 +51,16 @@ class NetworkOptions:
     """Network."""
 
     model: str = option(
-        "efficientnet_lite0", "linear, mlp, cnn, resnet9, airbench, efficientnet_lite0, a torchvision classifier, or "
-        "timm/NAME."
+        "efficientnet_lite0", "A network from scratch (linear, mlp, cnn, resnet9, airbench), efficientnet_lite0, lite1 "
+        "or lite2, a torchvision classifier, or timm/NAME."
     )  # fmt: skip
-    weights: str | None = option(None, "imagenet, none, or a state dict file.", shown="imagenet; none from scratch")
-    image_size: int | None = option(
-        None, "Side of the square input in pixels.", shown="the weights' own; from scratch the photos', 32 to 128"
+    weights: str | None = option(
+        None, "What the network begins with: imagenet, none, or a state dict file.", shown="imagenet; none from scratch"
     )
+    image_size: tuple[int, ...] | None = option(
+        None, "Height and width of the network's input in pixels; one number for a square.",
+        shown="the weights' own, or 96 where the pictures are small; from scratch the pictures' own, 32 to 128",
+    )  # fmt: skip
     width: int | None = option(
         None, "Channels of the first layer of cnn, resnet9 and airbench.", shown="16; 32 for airbench"
     )
@@ -82,9 +90,9 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         if self.model in SCRATCH and self.weights == IMAGENET:
             raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
-        _expect(
-            self.image_size is None or 8 <= self.image_size <= 1024, "image-size", self.image_size, "8 to 1024 pixels"
-        )
+        sides = self.image_size or (8,)
+        fits = len(sides) <= 2 and all(8 <= side <= 1024 for side in sides)
+        _expect(fits, "image-size", ",".join(map(str, sides)), "8 to 1024 pixels, one number or height,width")
         _expect(self.width is None or self.width >= 1, "width", self.width, "1 or more channels")
         _expect(self.blocks is None or 1 <= self.blocks <= 8, "blocks", self.blocks, "1 to 8")
         _expect(1 <= self.convs <= 8, "convs", self.convs, "1 to 8")
@@ -102,25 +110,63 @@ class NetworkOptions:
     def resolved_weights(self) -> str:
         return self.weights or (NONE if self.model in SCRATCH else IMAGENET)
 
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width that were asked for."""
+        return (self.image_size[0], self.image_size[-1]) if self.image_size else None
+
+
+@dataclass(frozen=True)
+class GeometryOptions:
+    """How a picture becomes the input."""
+
+    resize: Resize | None = option(
+        None, "How a picture gets the input's shape: shortest keeps its proportions and cuts off what is too long, "
+        "squash changes them, pad keeps them and adds a white border.", shown="the weights' own, mostly shortest",
+    )  # fmt: skip
+    crop: float | None = option(
+        None, "Share of each side of the resized picture that the centre crop keeps.",
+        shown="the weights' own, mostly 0.875; 1 from scratch, with squash and with pad",
+    )  # fmt: skip
+    interpolation: Interpolation | None = option(
+        None, "How the resize computes a pixel; from a two-fold shrink on it is always area.",
+        shown="the weights' own, mostly bilinear",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        _expect(self.crop is None or 0 < self.crop <= 1, "crop", self.crop, "a number above 0 and at most 1")
+
 
 @dataclass(frozen=True)
 class TransferOptions:
     """Transfer from trained weights."""
 
     freeze_epochs: int | None = option(
-        None, "How many epochs train the new head alone.", shown="10 with trained weights, else 0"
+        None, "How many of the epochs train the new head alone, on features that are computed once.",
+        shown="10 with trained weights (at most half of --epochs), else 0",
+    )  # fmt: skip
+    unfreeze: str = option(
+        "all", "What is trained after the head: all weights, last:N stages, or all from a named stage on."
     )
-    unfreeze: str = option("all", "What is trained afterwards: all, last:N stages, or from a named stage on.")
     fine_tune_lr: float | None = option(
-        None, "Peak learning rate once the backbone is unfrozen.", shown="a third of --lr, or 0.001"
+        None, "Highest learning rate once the backbone is unfrozen.", shown="0.0005 for adamw, 0.005 for sgd"
     )
-    layer_decay: float = option(1.0, "Rate of each stage as a share of the next one's, towards the input.")
+    layer_decay: float | None = option(
+        None,
+        "The rate of a stage as a share of the rate of the stage behind it.",
+        shown="0.85 with trained weights, else 1",
+    )
+    norm_statistics: NormStatistics | None = option(
+        None,
+        "What batch norms of trained weights do: keep the statistics of their first training, or learn new ones.",
+        shown="keep",
+    )
 
     def __post_init__(self) -> None:
         _expect(self.freeze_epochs is None or self.freeze_epochs >= 0, "freeze-epochs", self.freeze_epochs, "0 or more")
-        rate = self.fine_tune_lr
+        rate, decay = self.fine_tune_lr, self.layer_decay
         _expect(rate is None or 0 < rate < 100, "fine-tune-lr", rate, "a number above 0 and below 100")
-        _expect(0 < self.layer_decay <= 1, "layer-decay", self.layer_decay, "a number above 0 and at most 1")
+        _expect(decay is None or 0 < decay <= 1, "layer-decay", decay, "a number above 0 and at most 1")
         number = self.unfreeze.removeprefix("last:")
         is_count = number == self.unfreeze or (number.isdecimal() and int(number) > 0)
         _expect(
@@ -132,7 +178,18 @@ class TransferOptions:
 class RecipeOptions:
     """Recipe."""
 
-    epochs: int = option(15, "Passes over the training images, at most.")
+    epochs: int | None = option(
+        None, "Passes over the training images, those of the head among them.",
+        shown="20 with trained weights, else 15; what fits into --minutes",
+    )  # fmt: skip
+    minutes: float | None = option(
+        None,
+        "Plan the training into this many minutes, from the start of the command to the finished model.",
+        shown="no limit",
+    )
+    epoch_images: int | None = option(
+        None, "Images between two validations, which end an epoch.", shown="all training images; fewer with --minutes"
+    )
     batch_size: int | None = option(
         None, "Images a step, over all devices.", shown="128 up to 64 px (256 for airbench), else 32"
     )
@@ -145,10 +202,10 @@ class RecipeOptions:
         "sgd (Nesterov), adam or adamw.",
         shown="from scratch sgd, adamw for linear, adam for layers without batch norm; else adamw",
     )
-    momentum: float | None = option(None, "Of sgd.", shown="0.9; 0.85 for airbench")
+    momentum: float | None = option(None, "Momentum of sgd.", shown="0.9; 0.85 for airbench")
     weight_decay: float | None = option(
         None,
-        "Of kernels and matrices; norms and biases have none.",
+        "Weight decay of kernels and matrices; norms and biases have none.",
         shown="0.0005 for sgd (0.0013 for airbench), 0.05 for adamw, 0 for adam",
     )
     schedule: Schedule | None = option(
@@ -158,7 +215,15 @@ class RecipeOptions:
     label_smoothing: float | None = option(
         None, "Share of each target spread over all classes.", shown="0.1; 0.2 for airbench"
     )
-    balance: Balance = option("none", "For uneven classes: weigh the loss, or draw the classes equally often.")
+    balance: Balance | None = option(
+        None, "What is done for uneven classes: nothing, weigh the loss, or draw the classes equally often.",
+        shown="weights where the largest class has five times the images of the smallest, else none",
+    )  # fmt: skip
+    monitor: Monitor | None = option(
+        None, "Which figure of the validation images chooses the best epoch; balanced accuracy is the mean over "
+        "classes.",
+        shown="balanced-accuracy where the largest class has five times the images of the smallest, else accuracy",
+    )  # fmt: skip
     clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.")
     accumulate: int = option(1, "Batches whose gradients make one step.")
     ema: float = option(0.0, "Decay of a moving average of the weights, such as 0.99, that is kept; 0 for none.")
@@ -166,11 +231,21 @@ class RecipeOptions:
         None, "Steps after which the weights return to their slow average (Lookahead); 0 never.",
         shown="5 for airbench, else 0",
     )  # fmt: skip
-    patience: int = option(10, "Epochs without a better validation accuracy before a phase stops; 0 never stops.")
+    patience: int = option(10, "Epochs without a better validation figure before a phase stops; 0 never stops.")
     find_lr: bool = option(False, "Look for the peak learning rate first (learning-rate range test).")
+    schedule_at: tuple[float, ...] | None = option(
+        None, "Share of the schedule that is over at the end of each epoch, as a training with --minutes records it.",
+        shown="even steps",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _expect(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _expect(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _expect(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0")
+        images = self.epoch_images
+        _expect(images is None or images >= 2, "epoch-images", images, "2 or more")
+        at = self.schedule_at or (1.0,)
+        fits = all(0 < share <= 1 for share in at)
+        _expect(fits, "schedule-at", ",".join(map(str, at)), "shares above 0 and up to 1")
         size = self.batch_size
         _expect(size is None or size >= 2, "batch-size", size, "2 or more; batch norm cannot train on one")
         _expect(self.lr is None or 0 < self.lr < 100, "lr", self.lr, "a number above 0 and below 100")
@@ -194,14 +269,19 @@ class AugmentOptions:
     """Augmentation."""
 
     augment: tuple[str, ...] | None = option(
-        None, "none, shift, light, standard, trivial, augmix; or by name: crop, flip, rotate, affine, colour, blur.",
-        shown="light up to 64 px, else standard",
+        None, "How training pictures are varied: none, shift, light, standard, trivial, augmix; or by name: crop, "
+        "flip, vflip, rotate, affine, colour, grey, blur.", shown="light",
     )  # fmt: skip
+    crop_area: float | None = option(
+        None, "Smallest share of a picture's area that the crop of --augment keeps.", shown="0.35"
+    )
     mixup: float = option(0.0, "Mix pairs of pictures; the parameter of the beta distribution, such as 0.2.")
     cutmix: float = option(0.0, "Paste a part of another picture; the same parameter, such as 1.")
     erase: float = option(0.0, "Share of the pictures of which a random rectangle is erased.")
 
     def __post_init__(self) -> None:
+        area = self.crop_area
+        _expect(area is None or 0 < area <= 1, "crop-area", area, "a number above 0 and at most 1")
         _expect(self.mixup >= 0, "mixup", self.mixup, "0 or more")
         _expect(self.cutmix >= 0, "cutmix", self.cutmix, "0 or more")
         _expect(0 <= self.erase <= 1, "erase", self.erase, "0 to 1")
@@ -214,7 +294,7 @@ class DataOptions:
     val_fraction: float = option(0.2, "Share of each class that validates where the data has no val split.")
     folds: int = option(0, "Cross-validate: that many stratified folds, whose models form an ensemble; 0 for none.")
     cache: Cache = option("auto", "Keep decoded pictures in memory: where they fit, always, or never.")
-    seed: int = option(0, "Of the split, the new weights, the order and the augmentation.")
+    seed: int = option(0, "Seed of the split, the new weights, the order and the augmentation.")
 
     def __post_init__(self) -> None:
         _expect(0 < self.val_fraction < 1, "val-fraction", self.val_fraction, "a number above 0 and below 1")
@@ -250,8 +330,8 @@ class MachineOptions:
     device: Device = option("auto", "Where to train; auto is a CUDA GPU where there is one.")
     devices: int = option(1, "GPUs, or processes on a CPU, of each machine.")
     nodes: int = option(1, "Machines, each started by torchrun or SLURM.")
-    strategy: str = option("auto", "Lightning's: auto, or ddp, fsdp, ... for more than one device.")
-    precision: Precision = option("auto", "auto is what trains fastest here.")
+    strategy: str = option("auto", "Lightning's strategy: auto, or ddp, fsdp, ... for more than one device.")
+    precision: Precision = option("auto", "Numbers to compute with; auto takes what trains fastest here.")
     track: tuple[str, ...] = option((), "Trackers besides TensorBoard and CSV: mlflow, wandb.")
 
     def __post_init__(self) -> None:
@@ -267,6 +347,7 @@ class TrainOptions:
 
     data: Path = option(Path("data"), "Class folders, train/val/test folders, or a CSV (path,label).")
     network: NetworkOptions = field(default_factory=NetworkOptions)
+    geometry: GeometryOptions = field(default_factory=GeometryOptions)
     transfer: TransferOptions = field(default_factory=TransferOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     augmentation: AugmentOptions = field(default_factory=AugmentOptions)
@@ -276,18 +357,29 @@ class TrainOptions:
     out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-<model>")
 
     def __post_init__(self) -> None:
-        frozen = self.transfer.freeze_epochs
-        _expect(
-            frozen is None or frozen <= self.recipe.epochs,
-            "freeze-epochs",
-            frozen,
-            f"0 to --epochs ({self.recipe.epochs})",
-        )
-        if frozen and self.network.resolved_weights == NONE and not self.source.extend:
+        frozen, epochs = self.transfer.freeze_epochs, self.recipe.epochs
+        fits = frozen is None or epochs is None or frozen <= epochs
+        _expect(fits, "freeze-epochs", frozen, f"0 to --epochs ({epochs})")
+        if frozen and self.is_from_scratch:
             raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
         if self.data_use.folds and self.source.extend:
             raise OptionError("--folds with --extend: folds are of one network on one data set; leave one out")
         _expect_in_use(self.network)
+        _expect_effect(self)
+
+    @property
+    def is_from_scratch(self) -> bool:
+        return self.network.resolved_weights == NONE and not self.source.extend
+
+    @property
+    def is_classical(self) -> bool:
+        """Whether a scikit-learn classifier is fitted, and no network trained."""
+        return self.source.classifier is not None
+
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether the options say that nothing but the head is trained."""
+        return self.recipe.epochs is not None and self.transfer.freeze_epochs == self.recipe.epochs
 
 
 def _expect_in_use(network: NetworkOptions) -> None:
@@ -295,7 +387,103 @@ def _expect_in_use(network: NetworkOptions) -> None:
     usual = NetworkOptions()
     for name, models in _ONLY_OF.items():
         if getattr(network, name) != getattr(usual, name) and network.model not in models:
-            flag, users = name.replace("_", "-"), ", ".join(models)
             raise OptionError(
-                f"--{flag} shapes {users}, not --model {network.model}; leave it out, or use another --model"
+                f"{flag_name(name)} shapes {', '.join(models)}, not --model {network.model}; leave it out, or use "
+                "another --model"
             )
+
+
+@dataclass(frozen=True)
+class WithoutEffect:
+    """Options that one kind of training would ignore, which is an error and not a silence.
+
+    Attributes:
+        kind: of training, for messages: "with --classifier", and docs/training.md.
+        applies: whether the options ask for it.
+        names: of the options that it does not use.
+        why: a sentence for the user.
+    """
+
+    kind: str
+    applies: Callable[[TrainOptions], bool]
+    names: tuple[str, ...]
+    why: str
+
+
+_OF_CLASSICAL: Final = (
+    "data", "image_size", "resize", "crop", "interpolation", "val_fraction", "folds", "cache", "seed", "device",
+    "features", "classifier", "out",
+)  # fmt: skip
+_OF_VIEWS: Final = ("augment", "crop_area", "mixup", "cutmix", "erase")
+_OF_BACKBONE: Final = ("unfreeze", "fine_tune_lr", "layer_decay", "norm_statistics", "lookahead", "accumulate")
+_OF_PLAN: Final = ("epoch_images", "schedule_at")
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(flag.name for flag in flags_of(TrainOptions))
+
+
+def without_effect() -> tuple[WithoutEffect, ...]:
+    """Which kind of training ignores which options; the first that applies is told."""
+    return (
+        WithoutEffect(
+            "with --classifier", lambda options: options.is_classical,
+            tuple(name for name in _names() if name not in _OF_CLASSICAL),
+            "it is fitted on features that are computed once, and no network is trained",
+        ),
+        WithoutEffect(
+            "with as many --freeze-epochs as --epochs", lambda options: options.is_head_alone,
+            (*_OF_VIEWS, *_OF_BACKBONE, *_OF_PLAN, "minutes"),
+            "the head alone is trained, on features that are computed once",
+        ),
+        WithoutEffect(
+            "from scratch", lambda options: options.is_from_scratch,
+            ("unfreeze", "fine_tune_lr", "norm_statistics"),
+            "all weights are new and learn from the first epoch on; their rate is --lr",
+        ),
+        WithoutEffect(
+            "without --teacher", lambda options: not options.source.teacher, ("temperature", "teacher_weight"),
+            "nobody's answers are learnt",
+        ),
+        WithoutEffect(
+            "with --minutes", lambda options: options.recipe.minutes is not None,
+            ("epochs", "epoch_images", "schedule_at", "patience", "devices", "nodes"),
+            "the number of epochs is planned for one process on this machine, and all of the time is used",
+        ),
+        WithoutEffect(
+            "with --folds", lambda options: bool(options.data_use.folds), ("val_fraction",),
+            "each fold validates on the images that it holds out",
+        ),
+        WithoutEffect(
+            "with --extend", lambda options: options.source.extend is not None, ("resize", "crop", "interpolation"),
+            "the input stays that of the run which is extended",
+        ),
+        WithoutEffect(
+            "with --find-lr", lambda options: options.recipe.find_lr, ("fine_tune_lr",),
+            "the rates of all phases are looked for",
+        ),
+    )  # fmt: skip
+
+
+def _expect_effect(options: TrainOptions) -> None:
+    given = {name for name, (value, usual) in _values(options).items() if value != usual}
+    for rule in without_effect():
+        ignored = [flag_name(name) for name in rule.names if name in given]
+        if ignored and rule.applies(options):
+            raise OptionError(f"{', '.join(ignored)} {rule.kind}: {rule.why}; leave it out")
+    optimizer, schedule = options.recipe.optimizer, options.recipe.schedule
+    adaptive = optimizer or ("sgd" if options.is_from_scratch else "adamw")
+    if options.recipe.momentum is not None and adaptive != "sgd":
+        raise OptionError(f"--momentum with {adaptive}: only sgd has one; add --optimizer sgd, or leave it out")
+    if options.recipe.minutes is not None and schedule in ("onecycle", "plateau"):
+        raise OptionError(
+            f"--schedule {schedule} with --minutes: it cannot follow the clock; use cosine, linear or step"
+        )
+
+
+def _values(options: TrainOptions) -> dict[str, tuple[Any, Any]]:
+    """Each option's value and its default."""
+    return {
+        flag.name: (getattr(getattr(options, flag.part) if flag.part else options, flag.name), flag.default)
+        for flag in flags_of(TrainOptions)
+    }

@@ -2,61 +2,107 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from edgecls.datasets import Dataset, Split
-from edgecls.errors import TrainingError
-from edgecls.runs import RESUME
+from edgecls.errors import Collapsed, TrainingError
+from edgecls.metrics import wilson_interval
+from edgecls.runs import CHECKPOINT, RESUME
 from edgecls.train.batches import Batches, Drawing, Inputs
-from edgecls.train.features import Features
-from edgecls.train.loop import LoopOptions, Phase, fit, kept_progress
-from edgecls.train.losses import Loss, Teacher, class_weights
-from edgecls.train.machine import is_out_of_memory, resolved_device
+from edgecls.train.cut import activation_bytes, cut_before_trained
+from edgecls.train.features import Features, features_of
+from edgecls.train.loop import Logits, LoopOptions, Phase, fit, kept_progress
+from edgecls.train.losses import Loss, Teacher, class_weights, guessing_loss
+from edgecls.train.machine import free_memory, is_out_of_memory, resolved_device
 from edgecls.train.mixing import Mixing
-from edgecls.train.models import PixelClassifier
+from edgecls.train.models import PixelClassifier, read_state_dict
 from edgecls.train.optimizers import OptimizerOptions
-from edgecls.train.options import TrainOptions
+from edgecls.train.options import RecipeOptions, TrainOptions
+from edgecls.train.pace import Pace, plan
 from edgecls.train.rates import find_lr
-from edgecls.train.recipes import Recipe
-from edgecls.train.recorder import Recorder
-from edgecls.train.stages import learning_rate_scales, unfreeze
+from edgecls.train.recipes import Recipe, head_alone
+from edgecls.train.recorder import Epoch, PhaseName, Recorder, shown_score
+from edgecls.train.stages import learning_rate_scales, stages, unfreeze
+from edgecls.train.timing import Timing, time_batches
+
+_T = TypeVar("_T")
 
 _FEATURE_BATCH: Final = 1024  # validating on cached features
 _GPU_SHARE: Final = 0.25  # of the free memory of a GPU may hold the pixels of the training
+_MEMORY_SHARE: Final = 0.5  # of the free memory may hold activations
+_LOWERED: Final = 0.25  # rate of the second attempt as a share of the first's
+_LOSS_MARGIN: Final = 1.25  # a validation loss that is so many times the head's has fallen behind
+_FEWEST_PASSES: Final = 2.0  # over the training images, for which all weights are worth a start
+_LAST_SHARE: Final = 3  # of the stages, the last third is trained where the time is too short for all
+_WORTH_TIMING: Final = 30  # steps, for which it is worth saying how long they take
+_FIGURES_SECONDS: Final = 4.0  # after the last epoch: figures, golden answers, tables
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What the weights behind the head learn from.
+
+    Attributes:
+        which: weights are trained, as `--unfreeze` names them.
+        pixels: or activations in front of them, of the splits `train` and `val`.
+        logits: how a batch of those becomes logits.
+    """
+
+    which: str
+    pixels: Mapping[Split, Inputs]
+    targets: Mapping[str, Tensor]
+    logits: Logits
+    drawing: Drawing
+
+    @property
+    def title(self) -> str:
+        return "all weights" if self.which == "all" else f"unfrozen {self.which}"
 
 
 class Phases:
     """Everything that the phases of one training share.
 
     Args:
-        pixels: of the splits `train` and `val`.
+        pixels: of the splits `train` and `val`, perhaps `test`.
         recipe: of the options, with every choice made.
         features: computes the features of a frozen backbone.
         teacher: whose answers are learnt beside the labels; None for none.
         say: called with lines for the user.
+        record: called with the options whenever a plan has changed them.
+        deadline: when the run should be complete, by `time.perf_counter`; None where nobody waits.
+
+    Attributes:
+        options: with every choice made; after `run` those that repeat it.
+        seconds: by phase.
     """
 
     def __init__(
-        self, classifier: PixelClassifier, dataset: Dataset, pixels: Mapping[Split, Inputs], options: TrainOptions,
-        *, recipe: Recipe, teacher: Teacher | None, recorder: Recorder, loop: LoopOptions, features: Features,
-        say: Callable[[str], None],
+        self, classifier: PixelClassifier, dataset: Dataset, pixels: Mapping[Split, Inputs], recipe: Recipe, *,
+        teacher: Teacher | None, recorder: Recorder, loop: LoopOptions, features: Features,
+        say: Callable[[str], None], record: Callable[[TrainOptions], None], deadline: float | None = None,
     ) -> None:  # fmt: skip
-        self.classifier, self.options, self.recorder, self.loop, self.say = classifier, options, recorder, loop, say
+        self.classifier, self.recipe, self.recorder, self.loop = classifier, recipe, recorder, loop
+        self.options, self.record, self.deadline, self.say = recipe.options, record, deadline, say
         self.targets = {split: torch.from_numpy(dataset.targets(split)) for split in ("train", "val")}
-        self.pixels, self.teacher, self.recipe, self.features = pixels, teacher, recipe, features
+        self.n_judged = sum(len(dataset.splits[split]) for split in ("val", "test"))
+        self.pixels, self.teacher, self.features = pixels, teacher, features
         self.n_classes = len(dataset.labels)
+        self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
         """Train. Where the folder holds what a killed run left, go on from there.
 
         Raises:
             OptionError: a stage to unfreeze that the network does not have.
-            TrainingError: the loss is no longer finite, or a batch of two is too much for the memory.
+            TrainingError: the loss is no longer finite, nothing is learnt, a batch of two is too much for the memory,
+                or the time is too short.
             RunError: the folder cannot be written to, or what a killed run left is damaged.
         """
         self.classifier.to(memory_format=torch.channels_last)
@@ -64,12 +110,13 @@ class Phases:
         recipe = self.recipe
         if recipe.rest:
             unfreeze(self.classifier, self.options.transfer.unfreeze)  # a wrong name is told before the head is trained
-        if recipe.head and midway != "all":
-            self._head(recipe.head)
-        if recipe.rest:
-            self._rest(recipe.rest)
+        for name, optimizer, train in (("head", recipe.head, self._head), ("rest", recipe.rest, self._rest)):
+            if optimizer and not (name == "head" and midway in ("all", "retry")):
+                started = time.perf_counter()
+                train(optimizer)
+                self.seconds[name] = time.perf_counter() - started
 
-    def _restore(self) -> str | None:
+    def _restore(self) -> PhaseName | None:
         """Take up the history and the weights of a killed run; returns the name of its phase."""
         path = self.loop.folder / RESUME if self.loop.folder else None
         if path is None or not path.is_file():
@@ -83,55 +130,206 @@ class Phases:
     def _head(self, optimizer: OptimizerOptions) -> None:
         # A frozen backbone gives one picture the same features in every epoch: they are computed once, after
         # which an epoch costs milliseconds. So this phase sees no augmentation.
-        phase = self._phase("head", self.recipe.head_epochs, optimizer)
+        self.classifier.to(resolved_device(self.loop.machine))
+        steps = -(-len(self.targets["train"]) // self.recipe.batch_size)
+        phase = self._phase("head", "the head", Pace(self.recipe.head_epochs, steps), optimizer)
         if phase.is_over(self.recorder):
             return
-        device = resolved_device(self.loop.machine)
-        self.classifier.to(device)
         features = {split: self.features(self.classifier, self.pixels[split]) for split in ("train", "val")}
         dropout = self.classifier.head_dropout
         usual, dropout.p = dropout.p, self.recipe.head_dropout
         self._frozen_backbone(True)
-        recipe = self.options.recipe
-        drawing = Drawing(self.options.data_use.seed, recipe.balance == "sampling")
+        drawing = Drawing(self.options.data_use.seed, self.recipe.balance == "sampling")
         train = Batches(features["train"], self.targets["train"], self.recipe.batch_size, drawing)
         val = Batches(features["val"], self.targets["val"], _FEATURE_BATCH)
+        phase = replace(phase, logits=lambda classifier, inputs: classifier.classify(inputs), accumulate=1, lookahead=0)
         fit(self.classifier, (train, val), self._with_rate(phase, train, val), self._loss(), self.recorder, self.loop)
         self._frozen_backbone(False)
         dropout.p = usual
 
     def _rest(self, optimizer: OptimizerOptions) -> None:
-        options, seed = self.options, self.options.data_use.seed
-        unfreeze(self.classifier, options.transfer.unfreeze)
-        phase = self._phase("all", self.recipe.rest_epochs, optimizer)
-        if phase.is_over(self.recorder):
-            return
-        phase = replace(phase, scales=learning_rate_scales(self.classifier, options.transfer.layer_decay))
-        mix = options.augmentation
-        mixing = Mixing(self.n_classes, mix.mixup, mix.cutmix) if mix.mixup or mix.cutmix else None
-        drawing = Drawing(seed, options.recipe.balance == "sampling", self.recipe.augmentation, mixing)
-        pixels, targets = self._on_device()
-        batch_size, searched = self.recipe.batch_size, False
+        recorder = self.recorder
+        heads = recorder.of_phase("head")
+        best_head = max(heads, key=lambda epoch: epoch.score(recorder.monitor)) if heads else None
+        stretch = self._stretch(self.options.transfer.unfreeze)
+        phase = self._phase("all", stretch.title, self._pace(self.recipe.rest_epochs), optimizer)
+        scales = learning_rate_scales(self.classifier, self.recipe.layer_decay)
+        phase = replace(
+            phase, scales=scales, logits=stretch.logits, keeps_statistics=self.recipe.keeps_statistics,
+            floor=self._floor(best_head) if best_head else None,
+        )  # fmt: skip
+        if not recorder.of_phase("all"):
+            _, phase = self._bearing(phase, stretch, self._with_rate)
+            planned = self._planned(phase, stretch, has_head=bool(heads))
+            if planned is None:
+                return
+            phase, stretch = planned
+        if not recorder.of_phase("retry") and not phase.is_over(recorder):
+            self._fit(phase, stretch)
+        paces = [phase.pace]
+        if phase.has_fallen_behind(recorder):
+            paces.append(self._retry(phase, stretch))
+        if self.deadline is not None:
+            ends = tuple(end for pace in paces for end in pace.ends)
+            epochs = self.recipe.head_epochs + len(ends)
+            self._record(replace(self.options.recipe, epochs=epochs, schedule_at=ends))
+        if best_head and best_head is recorder.best:
+            self.say(f"the head alone was best, so the weights of epoch {best_head.epoch} are kept")
+
+    def _retry(self, phase: Phase, stretch: Stretch) -> Pace:
+        """Begin again from the best weights at a lower rate, once."""
+        best, last = self.recorder.best, self.recorder.of_phase("all")[-1]
+        assert best
+        n_before = len(self.recorder.of_phase("all"))
+        lower = replace(phase.optimizer, lr=phase.optimizer.lr * _LOWERED)
+        pace = self._pace(self.recipe.rest_epochs, n_before)
+        if phase.pace.deadline is not None:
+            pace.deadline, pace.epochs = phase.pace.deadline, max(phase.pace.epochs - n_before, 1)
+        again = replace(phase, name="retry", optimizer=lower, pace=pace, floor=None)
+        if again.is_over(self.recorder):
+            return pace
+        if not self.recorder.of_phase("retry"):
+            monitor = self.recorder.monitor
+            self.say(
+                f"epoch {last.epoch} fell behind the head ({shown_score(last, monitor)}, {shown_score(best, monitor)} "
+                f"before), so training begins again from epoch {best.epoch} at a rate of {lower.lr:.2g} in place of "
+                f"{phase.optimizer.lr:.2g}"
+            )
+            if self.loop.folder:
+                self.classifier.load_state_dict(read_state_dict(self.loop.folder / CHECKPOINT))
+        try:
+            self._fit(again, stretch)
+        except Collapsed as error:
+            self.say(f"{error}. The weights of epoch {best.epoch} are kept")
+        return pace
+
+    def _fit(self, phase: Phase, stretch: Stretch) -> None:
+        def train_on(phase: Phase, train: Batches, val: Batches) -> None:
+            phase.pace.steps = -(-len(train) // phase.accumulate)
+            fit(self.classifier, (train, val), phase, self._loss(self.teacher), self.recorder, self.loop)
+
+        self._bearing(phase, stretch, train_on)
+
+    def _bearing(
+        self, phase: Phase, stretch: Stretch, work: Callable[[Phase, Batches, Batches], _T]
+    ) -> tuple[Phase, _T]:
+        """Do what trains in batches, in as large ones as the memory bears; returns the phase with those."""
         while True:
-            micro = -(-batch_size * options.recipe.accumulate // phase.accumulate)
-            train = Batches(pixels["train"], targets["train"], micro, drawing)
-            val = Batches(pixels["val"], targets["val"], micro)
+            train, val = self._batches(phase, stretch)
             try:
-                if not searched:
-                    phase, searched = self._with_rate(phase, train, val), True
-                return fit(self.classifier, (train, val), phase, self._loss(self.teacher), self.recorder, self.loop)
+                return phase, work(phase, train, val)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if micro <= 2:
+                if train.batch_size <= 2:
                     raise TrainingError(
-                        f"out of memory at a batch of {micro}; use a smaller --image-size or --model"
+                        f"out of memory at a batch of {train.batch_size}; use a smaller --image-size or --model"
                     ) from error
             phase = replace(phase, accumulate=2 * phase.accumulate)
             self.say(
-                f"out of memory at {micro} images: trying {-(-micro // 2)} at a time, with steps of as many as before"
+                f"out of memory at {train.batch_size} images: trying {-(-train.batch_size // 2)} at a time, with steps "
+                "of as many as before"
             )
             torch.cuda.empty_cache()
+
+    def _batches(self, phase: Phase, stretch: Stretch) -> tuple[Batches, Batches]:
+        size = -(-self.recipe.batch_size * self.options.recipe.accumulate // phase.accumulate)
+        n_images = self.options.recipe.epoch_images
+        train = Batches(stretch.pixels["train"], stretch.targets["train"], size, stretch.drawing, n_images=n_images)
+        return train, Batches(stretch.pixels["val"], stretch.targets["val"], size)
+
+    def _planned(self, phase: Phase, stretch: Stretch, *, has_head: bool) -> tuple[Phase, Stretch] | None:
+        """Time a few steps, say when the training will end, and fit it into the time that there is.
+
+        Returns:
+            None where the time suffices for nothing more than the head.
+        """
+        if self.deadline is None and phase.pace.epochs * self._steps() < _WORTH_TIMING:
+            return phase, stretch
+        phase, timing = self._bearing(phase, stretch, self._time)
+        if self.deadline is None:
+            seconds = timing.epoch(len(self._batches(phase, stretch)[0]))
+            self.say(_forecast(stretch.title, phase.pace.epochs, seconds))
+            return phase, stretch
+        n_batches, n_images = len(self._batches(phase, stretch)[0]), len(self.targets["train"])
+        judging = timing.validation * self.n_judged / max(len(self.targets["val"]), 1)
+        deadline = self.deadline - judging - _FIGURES_SECONDS
+        made = plan(deadline - time.perf_counter(), timing.batch, timing.validation, n_batches)
+        is_short = made.epochs * made.batches < _FEWEST_PASSES * n_batches
+        if is_short and has_head and stretch.which != "head":
+            return self._planned_for_less(phase, stretch)
+        if made.is_empty:
+            raise TrainingError(
+                f"--minutes: the time is over before the first step of {stretch.title}; one pass over the images takes "
+                f"about {timing.epoch(n_batches) / 60:.1f} minutes. Give more, or use a smaller --image-size or --model"
+            )
+        whole = made.batches >= n_batches
+        images = None if whole else max(2, made.batches * -(-n_images // n_batches))
+        recipe = replace(
+            self.options.recipe, minutes=None, epochs=self.recipe.head_epochs + made.epochs, epoch_images=images,
+            patience=0,
+        )  # fmt: skip
+        self._record(recipe, which=stretch.which)
+        pace = Pace(made.epochs, self._steps(), deadline=deadline)
+        seconds = made.batches * timing.batch + timing.validation
+        self.say(_forecast(stretch.title, made.epochs, seconds, "" if whole else f" of {images:,} images"))
+        return replace(phase, pace=pace, patience=0), stretch
+
+    def _planned_for_less(self, phase: Phase, stretch: Stretch) -> tuple[Phase, Stretch] | None:
+        """The last third of the stages in place of all, or the head as it is."""
+        n_stages = len(stages(self.classifier)) - 1
+        which = f"last:{max(1, n_stages // _LAST_SHARE)}"
+        if stretch.which == "all" and n_stages > 1:
+            self.say(f"--minutes: the time is too short for all weights; trying {which}")
+            less = self._stretch(which)
+            return self._planned(replace(phase, logits=less.logits, title=less.title), less, has_head=True)
+        self.say("--minutes: the time is too short for more than the head, which is trained already")
+        self.options = head_alone(self.options)
+        self.record(self.options)
+        return None
+
+    def _time(self, phase: Phase, train: Batches, val: Batches) -> Timing:
+        return time_batches(self.classifier, (train, val), phase, self._loss(self.teacher), self.loop)
+
+    def _record(self, recipe: RecipeOptions, which: str | None = None) -> None:
+        transfer = self.options.transfer
+        self.options = replace(
+            self.options, recipe=recipe, transfer=replace(transfer, unfreeze=which or transfer.unfreeze)
+        )
+        self.record(self.options)
+
+    def _stretch(self, which: str) -> Stretch:
+        """Unfreeze, and choose what it learns from: pixels, or activations that are computed once."""
+        unfreeze(self.classifier, which)
+        mix, recipe = self.options.augmentation, self.recipe
+        mixing = Mixing(self.n_classes, mix.mixup, mix.cutmix) if mix.mixup or mix.cutmix else None
+        drawing = Drawing(self.options.data_use.seed, recipe.balance == "sampling", recipe.augmentation, mixing)
+        pixels, targets = self._on_device()
+        cached = self._activations(which, mixing)
+        if cached:
+            drawing = replace(drawing, augmentation=None)
+            return Stretch(which, cached[0], targets, cached[1], drawing)
+        return Stretch(which, pixels, targets, _whole, drawing)
+
+    def _activations(self, which: str, mixing: Mixing | None) -> tuple[Mapping[Split, Inputs], Logits] | None:
+        """What the frozen front gives for every picture, on a CPU, where no picture is varied and memory has room."""
+        if which == "all" or self.recipe.augmentation.operations or self.recipe.augmentation.erase or mixing:
+            return None
+        if self.options.recipe.ema or self.teacher or resolved_device(self.loop.machine) != "cpu":
+            return None
+        cut = cut_before_trained(self.classifier)
+        if cut is None:
+            return None
+        size_hw = self.options.network.size_hw
+        assert size_hw  # of a recipe
+        n_images = sum(len(self.targets[split]) for split in self.targets)
+        if n_images * activation_bytes(cut, size_hw) > _MEMORY_SHARE * free_memory():
+            return None
+        self.say(f"the activations in front of {which} are computed once: pictures are not varied")
+        rest = cut.rest
+        splits: tuple[Split, ...] = ("train", "val")
+        activations: dict[Split, Inputs] = {split: features_of(cut.front, self.pixels[split]) for split in splits}
+        return activations, lambda classifier, inputs: classifier.classify(rest(inputs))
 
     def _on_device(self) -> tuple[Mapping[Split, Inputs], Mapping[str, Tensor]]:
         """Pixels and targets, on the GPU where they fit: gathering and augmenting there costs next to nothing."""
@@ -143,12 +341,26 @@ class Phases:
             return self.pixels, self.targets
         return {s: t.cuda() for s, t in tensors.items()}, {s: t.cuda() for s, t in self.targets.items()}
 
-    def _phase(self, name: Any, epochs: int, optimizer: OptimizerOptions) -> Phase:
+    def _steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        n_images = min(self.options.recipe.epoch_images or len(self.targets["train"]), len(self.targets["train"]))
+        return -(-n_images // (self.recipe.batch_size * self.options.recipe.accumulate))
+
+    def _pace(self, epochs: int, n_before: int = 0) -> Pace:
+        """Even steps, or those that a recipe has recorded, less what another attempt has used of them."""
+        ends = list(self.options.recipe.schedule_at or ())[n_before:]
+        return Pace(len(ends) or epochs, self._steps(), ends)
+
+    def _phase(self, name: PhaseName, title: str, pace: Pace, optimizer: OptimizerOptions) -> Phase:
         recipe = self.options.recipe
+        loss = None
+        if not self.teacher:
+            is_balanced = self.recipe.balance != "none"
+            smoothing = self.recipe.label_smoothing
+            loss = guessing_loss(self.targets["train"], self.n_classes, smoothing, is_balanced=is_balanced)
         return Phase(
-            name, epochs, optimizer, self.options.data_use.seed, patience=recipe.patience, clip=recipe.clip,
-            accumulate=recipe.accumulate if name == "all" else 1, ema=recipe.ema,
-            lookahead=self.recipe.lookahead if name == "all" else 0,
+            name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss, patience=recipe.patience,
+            clip=recipe.clip, accumulate=recipe.accumulate, ema=recipe.ema, lookahead=self.recipe.lookahead,
         )  # fmt: skip
 
     def _with_rate(self, phase: Phase, train: Batches, val: Batches) -> Phase:
@@ -161,10 +373,40 @@ class Phases:
         return replace(phase, optimizer=replace(phase.optimizer, lr=lr))
 
     def _loss(self, teacher: Teacher | None = None) -> Loss:
-        recipe, source = self.options.recipe, self.options.source
-        weights = class_weights(self.targets["train"], self.n_classes) if recipe.balance == "weights" else None
+        source, is_weighed = self.options.source, self.recipe.balance == "weights"
+        weights = class_weights(self.targets["train"], self.n_classes) if is_weighed else None
         return Loss(self.recipe.label_smoothing, weights, teacher, source.temperature, source.teacher_weight)
+
+    def _floor(self, head: Epoch) -> float:
+        """The score of the validation images that is as good as the head's, but for chance: 95 % of the time.
+
+        A mean over classes is less sure than its number of images says: a class of three images counts as much as one
+        of three hundred. So it is treated as a share of so many images as would be equally sure.
+        """
+        monitor, targets = self.recorder.monitor, self.targets["val"]
+        score = head.score(monitor)
+        if monitor == "loss":
+            return score * _LOSS_MARGIN
+        counts = torch.bincount(targets, minlength=self.n_classes).double()
+        present = counts[counts > 0]
+        n = len(targets) if monitor == "accuracy" else float(len(present) ** 2 / (1 / present).sum())
+        return wilson_interval(score, max(1, round(n)))[0]
 
     def _frozen_backbone(self, is_frozen: bool) -> None:
         for parameter in self.classifier.backbone.parameters():
             parameter.requires_grad_(not is_frozen)
+
+
+def _whole(classifier: PixelClassifier, pixels: Tensor) -> Tensor:
+    logits: Tensor = classifier(pixels)
+    return logits
+
+
+def _forecast(title: str, epochs: int, seconds: float, images: str = "") -> str:
+    ends = datetime.now() + timedelta(seconds=epochs * seconds)
+    each = (
+        f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+    )
+    plural = "epoch" if epochs == 1 else "epochs"
+    day = "" if ends.date() == datetime.now().date() else f" on {ends:%d %B}"
+    return f"{title}: {epochs} {plural}{images} of about {each} each; the training ends at about {ends:%H:%M}{day}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,7 +18,9 @@ from edgecls.errors import ImageError, TrainingError
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import n_cores, prefetch
 from edgecls.train.batches import Inputs
+from edgecls.train.machine import free_memory
 from edgecls.train.options import Cache
+from edgecls.train.progress import Progress
 
 MEMORY_SHARE = 0.5  # of the free memory; a larger array lies in a temporary file, mapped into memory
 
@@ -41,12 +43,14 @@ class _NoRoom(Exception):
 
 
 def decode_images(
-    labelled: Sequence[LabelledImage], preprocessing: Preprocessing, *, in_memory: bool = False
-) -> DecodedImages:
+    labelled: Sequence[LabelledImage], preprocessing: Preprocessing, *, in_memory: bool = False,
+    on_image: Callable[[int], None] = lambda done: None,
+) -> DecodedImages:  # fmt: skip
     """Decode every image once, in threads.
 
     Args:
         in_memory: keep the pixels in memory, however much of it they take.
+        on_image: called with the number of those that are decoded.
     """
     shape = (len(labelled), *preprocessing.size_hw, 3)
     pixels = np.empty(shape, np.uint8) if in_memory else _allocate(shape)
@@ -59,7 +63,10 @@ def decode_images(
         return None
 
     threads = n_cores()
-    reasons = list(prefetch(fill, range(len(labelled)), n_threads=threads, ahead=8 * threads))
+    reasons: list[str | None] = []
+    for reason in prefetch(fill, range(len(labelled)), n_threads=threads, ahead=8 * threads):
+        reasons.append(reason)
+        on_image(len(reasons))
     unreadable = {image: reason for image, reason in zip(labelled, reasons, strict=True) if reason is not None}
     if unreadable:
         kept = [row for row, reason in enumerate(reasons) if reason is None]
@@ -80,16 +87,6 @@ def _allocate(shape: tuple[int, ...]) -> images.Pixels:
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise _NoRoom(error.strerror) from error
-
-
-def free_memory() -> int:
-    """Bytes that can be allocated without swapping; assumes 4 GiB where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 4 << 30
-    return int(kib) << 10
 
 
 @dataclass(frozen=True)
@@ -137,10 +134,16 @@ class Decoder:
     Args:
         cache: `ram` keeps all in memory, `none` decodes every picture whenever it is needed, and `auto` keeps them in
             memory, in a temporary file where half of the free memory is too small, or not at all.
+        on_progress: called after every picture.
     """
 
-    def __init__(self, cache: Cache, preprocessing: Preprocessing) -> None:
-        self.cache, self.preprocessing = cache, preprocessing
+    def __init__(
+        self,
+        cache: Cache,
+        preprocessing: Preprocessing,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.cache, self.preprocessing, self.on_progress = cache, preprocessing, on_progress
 
     def decode(self, dataset: Dataset) -> tuple[Dataset, dict[Split, Inputs]]:
         """The data set less what cannot be decoded, and the pixels of its splits.
@@ -158,7 +161,12 @@ class Decoder:
                 )
             try:
                 decoded = {
-                    split: decode_images(dataset.splits[split], self.preprocessing, in_memory=self.cache == "ram")
+                    split: decode_images(
+                        dataset.splits[split],
+                        self.preprocessing,
+                        in_memory=self.cache == "ram",
+                        on_image=self._teller(dataset, split),
+                    )
                     for split in SPLITS
                 }
                 unreadable = {image: reason for each in decoded.values() for image, reason in each.unreadable.items()}
@@ -168,6 +176,11 @@ class Decoder:
         all_images = [image for split in SPLITS for image in dataset.splits[split]]
         readable = dataset.without(unreadable_images(all_images, self.preprocessing))
         return readable, {split: DecodedOnDemand(readable.splits[split], self.preprocessing) for split in SPLITS}
+
+    def _teller(self, dataset: Dataset, split: Split) -> Callable[[int], None]:
+        total = sum(len(each) for each in dataset.splits.values())
+        before = sum(len(dataset.splits[each]) for each in SPLITS[: SPLITS.index(split)])
+        return lambda done: self.on_progress(Progress("reading the pictures", before + done, total))
 
 
 def unreadable_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessing) -> dict[LabelledImage, str]:

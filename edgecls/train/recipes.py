@@ -1,4 +1,4 @@
-"""What an option of None means: the recipe of a network, by its kind and the size of its pictures."""
+"""What an option of None means: every choice of a training, by the kind of network and by what the pictures are."""
 
 from __future__ import annotations
 
@@ -8,15 +8,37 @@ from typing import Final
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgecls.errors import OptionError
+from edgecls.manifest import Preprocessing
 from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.optimizers import OptimizerOptions
-from edgecls.train.options import NONE, SCRATCH, NetworkOptions, Optimizer, Schedule, TrainOptions
+from edgecls.train.options import (
+    SCRATCH,
+    AugmentOptions,
+    Balance,
+    GeometryOptions,
+    Monitor,
+    NetworkOptions,
+    NormStatistics,
+    Optimizer,
+    RecipeOptions,
+    Schedule,
+    TrainOptions,
+    TransferOptions,
+)
+from edgecls.train.survey import Survey
 
-SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches, gentler augmentation
+SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches
 
 _HEAD_EPOCHS: Final = 10
 _HEAD_LR: Final = 3e-3
 _HEAD_DROPOUT: Final = 0.5
+_SCRATCH_EPOCHS: Final = 15
+# EfficientNet-Lite0 at 224 px sees 31 pictures a second on two cores: about five minutes; by docs/training.md fewer
+# were worse where there was much to learn, and more gained nothing
+_FINE_TUNING_VIEWS: Final = 10_000
+_FINE_TUNING_EPOCHS: Final = (5, 40)  # the least, and the most for a few pictures
+_LAYER_DECAY: Final = 0.85
 
 
 @dataclass(frozen=True)
@@ -51,63 +73,161 @@ _DEEP_WITHOUT_NORM: Final = Usual("adam", 1e-4, 0.0)
 _BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
 _WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
+_FINE_TUNE_LR: Final[dict[Optimizer, float]] = {"sgd": 5e-3, "adam": 5e-4, "adamw": 5e-4}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a training with every choice made.
+    """A training with every choice made.
 
     Attributes:
+        options: what was asked for, with the choices in the place of None: given again, they repeat the training.
+        monitor: the figure that chooses the best epoch.
         head: the optimiser while the backbone is frozen; None where no epoch is.
         rest: the optimiser of the other epochs; None where there are none.
         head_epochs, rest_epochs: at most.
         head_dropout: of the features, while the backbone is frozen.
+        layer_decay: rate of a stage as a share of the next one's.
+        keeps_statistics: whether batch norms stay in evaluation mode while their weights are fine-tuned.
         lookahead: steps of the other epochs between returns to the slow weights; 0 never returns.
     """
 
+    options: TrainOptions
     batch_size: int
     label_smoothing: float
+    balance: Balance
+    monitor: Monitor
     augmentation: Augmentation
     head: OptimizerOptions | None
     head_epochs: int
     head_dropout: float
     rest: OptimizerOptions | None
     rest_epochs: int
+    layer_decay: float
+    keeps_statistics: bool
     lookahead: int
 
 
-def recipe_of(options: TrainOptions, size_hw: tuple[int, int], backbone: nn.Module) -> Recipe:
+def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessing, backbone: nn.Module) -> Recipe:
     """Choose what the user left open.
 
     Args:
-        size_hw: of the network's input.
+        survey: what the training images are.
+        preprocessing: how pictures become the network's input.
         backbone: of the network that is to be trained.
+
+    Raises:
+        OptionError: an option that the choices leave without effect, or an unknown augmentation.
     """
     recipe, network, transfer = options.recipe, options.network, options.transfer
-    is_small = max(size_hw) <= SMALL
-    from_scratch = network.resolved_weights == NONE and not options.source.extend
+    from_scratch = options.is_from_scratch
     usual = _usual(options, from_scratch, backbone)
-    batch_size = recipe.batch_size or (usual.batch_size if is_small else 32)
-    head_epochs = transfer.freeze_epochs
-    if head_epochs is None:
-        head_epochs = 0 if from_scratch else min(_HEAD_EPOCHS, recipe.epochs)
-    rest_epochs = recipe.epochs - head_epochs
+    if recipe.momentum is not None and usual.optimizer != "sgd":
+        raise OptionError(f"--momentum with {usual.optimizer}: only sgd has one; add --optimizer sgd, or leave it out")
+    batch_size = recipe.batch_size or (usual.batch_size if max(preprocessing.size_hw) <= SMALL else 32)
+    head_epochs, epochs = _epochs(options, survey)
     in_proportion = from_scratch and usual.optimizer == "sgd"
     peak = recipe.lr or usual.lr * (batch_size / 128 if in_proportion else 1)
-    fine = transfer.fine_tune_lr or (peak if from_scratch else peak / 3)
-    names = options.augmentation.augment or (("light",) if is_small else ("standard",))
-    smoothing = usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing
+    fine = peak if from_scratch else transfer.fine_tune_lr or _FINE_TUNE_LR[usual.optimizer]
+    head = _optimizer(options, usual, peak) if head_epochs else None
+    rest = _optimizer(options, usual, fine) if epochs > head_epochs else None
+    first = head or rest
+    assert first  # there is an epoch at least
+    is_partial = transfer.unfreeze != "all"
+    names = options.augmentation.augment or (("none",) if is_partial else ("light",))
+    views = augmentation(names, options.augmentation.erase, options.augmentation.crop_area)
+    uneven: Monitor = "balanced-accuracy" if survey.is_uneven else "accuracy"
+    weights: Balance = "weights" if survey.is_uneven else "none"
+    keeps: NormStatistics = transfer.norm_statistics or "keep"
+    decay = (1.0 if from_scratch else _LAYER_DECAY) if transfer.layer_decay is None else transfer.layer_decay
+    made = replace(
+        recipe, epochs=None if recipe.minutes else epochs, batch_size=batch_size, optimizer=usual.optimizer,
+        lr=None if recipe.find_lr else peak,
+        momentum=first.momentum if usual.optimizer == "sgd" else None, weight_decay=first.weight_decay,
+        schedule=first.schedule, balance=recipe.balance or weights, monitor=recipe.monitor or uneven,
+        label_smoothing=usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
+        lookahead=usual.lookahead if recipe.lookahead is None and rest else recipe.lookahead,
+    )  # fmt: skip
+    complete = replace(
+        options,
+        network=replace(network, image_size=preprocessing.size_hw, weights=network.resolved_weights),
+        geometry=_geometry(options, preprocessing),
+        transfer=replace(transfer, freeze_epochs=head_epochs, layer_decay=decay if rest else None),
+        recipe=made,
+    )
+    if rest:
+        complete = replace(complete, augmentation=replace(options.augmentation, augment=views.operations or ("none",)))
+        if not from_scratch:
+            rate = None if recipe.find_lr else fine
+            tuned = replace(complete.transfer, fine_tune_lr=rate, norm_statistics=keeps)
+            complete = replace(complete, transfer=tuned)
     return Recipe(
+        options=complete,
         batch_size=batch_size,
-        label_smoothing=smoothing,
-        augmentation=augmentation(names, options.augmentation.erase),
-        head=_optimizer(options, usual, peak) if head_epochs else None,
+        label_smoothing=made.label_smoothing or 0.0,
+        balance=made.balance or "none",
+        monitor=made.monitor or "accuracy",
+        augmentation=views,
+        head=head,
         head_epochs=head_epochs,
         head_dropout=_HEAD_DROPOUT if network.dropout is None else network.dropout,
-        rest=_optimizer(options, usual, fine) if rest_epochs else None,
-        rest_epochs=rest_epochs,
-        lookahead=usual.lookahead if recipe.lookahead is None else recipe.lookahead,
+        rest=rest,
+        rest_epochs=epochs - head_epochs,
+        layer_decay=decay,
+        keeps_statistics=keeps == "keep" and not from_scratch,
+        lookahead=made.lookahead or 0,
     )
+
+
+def chosen(recipe: Recipe, survey: Survey) -> str:
+    """One line: what the pictures are, and what was therefore chosen."""
+    evenness = f"classes of {survey.smallest:,} to {survey.largest:,} images"
+    if survey.smallest == survey.largest:
+        evenness = f"classes of {survey.largest:,} images"
+    parts = []
+    if recipe.head:
+        parts.append(f"{recipe.head_epochs} epochs of the head at a rate of {recipe.head.lr:.2g}")
+    if recipe.rest:
+        what = recipe.options.transfer.unfreeze
+        weights = "all weights" if what == "all" else f"the stages {what}"
+        number = "" if recipe.options.recipe.minutes else f"{recipe.rest_epochs} epochs of "
+        kept = ", batch norms keep their statistics" if recipe.keeps_statistics else ""
+        views = ", ".join(recipe.augmentation.operations) or "none"
+        parts.append(
+            f"{number}{weights} at {recipe.rest.lr:.2g} ({recipe.rest.name}{kept}), pictures varied by: {views}"
+        )
+    balance = {"none": "", "weights": ", classes weighed equally", "sampling": ", classes drawn equally often"}
+    best = f"the best epoch by {recipe.monitor.replace('-', ' ')}{balance[recipe.balance]}"
+    return f"{evenness}: {'; then '.join(parts)}; {best}"
+
+
+def _geometry(options: TrainOptions, preprocessing: Preprocessing) -> GeometryOptions:
+    if options.source.extend:  # it is that of the run that is extended
+        return options.geometry
+    return GeometryOptions(preprocessing.resize, preprocessing.crop_fraction, preprocessing.interpolation)
+
+
+def head_alone(options: TrainOptions) -> TrainOptions:
+    """The same training without its second phase, and without the options that only that one uses."""
+    transfer, recipe = TransferOptions(freeze_epochs=options.transfer.freeze_epochs), RecipeOptions()
+    first = replace(
+        options.recipe, epochs=transfer.freeze_epochs, minutes=None, lookahead=recipe.lookahead,
+        accumulate=recipe.accumulate,
+    )  # fmt: skip
+    return replace(options, transfer=transfer, recipe=first, augmentation=AugmentOptions())
+
+
+def _epochs(options: TrainOptions, survey: Survey) -> tuple[int, int]:
+    """Epochs of the head, and of all phases together."""
+    frozen, epochs = options.transfer.freeze_epochs, options.recipe.epochs
+    if options.is_from_scratch:
+        return 0, epochs or _SCRATCH_EPOCHS
+    if epochs is None:
+        least, most = _FINE_TUNING_EPOCHS
+        tuning = min(max(round(_FINE_TUNING_VIEWS / survey.n_images), least), most)
+        head = _HEAD_EPOCHS if frozen is None else frozen
+        return head, head + tuning
+    return (min(_HEAD_EPOCHS, epochs // 2) if frozen is None else frozen), epochs
 
 
 def _usual(options: TrainOptions, from_scratch: bool, backbone: nn.Module) -> Usual:

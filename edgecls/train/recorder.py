@@ -7,26 +7,45 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgecls.errors import TrainingError
 from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
 from edgecls.train.checkpoint import save_checkpoint
 from edgecls.train.models import PixelClassifier
+from edgecls.train.options import Monitor
+
+PhaseName = Literal["head", "all", "retry"]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of `history.csv`. Accuracies are fractions; the losses are mean cross-entropies."""
+    """One row of `history.csv`; the losses are mean cross-entropies, the other figures fractions.
+
+    Attributes:
+        phase: `head`, `all` (that is, what is unfrozen), or `retry` where that fell behind the head and began again.
+        val_recall, val_f1: means over the classes that have validation images; the first is the balanced accuracy.
+    """
 
     epoch: int
-    phase: str
+    phase: PhaseName
     lr: float
     train_loss: float
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    val_recall: float
+    val_f1: float
     seconds: float
+
+    def score(self, monitor: Monitor) -> float:
+        """The figure that chooses the best epoch; more is better."""
+        return {
+            "accuracy": self.val_accuracy,
+            "balanced-accuracy": self.val_recall,
+            "f1": self.val_f1,
+            "loss": -self.val_loss,
+        }[monitor]
 
 
 class Recorder:
@@ -35,16 +54,26 @@ class Recorder:
     Args:
         folder: the run folder; None keeps the history in memory only, as all processes but the first do.
         on_epoch: called after every epoch.
+        monitor: the figure that chooses the best epoch.
     """
 
-    def __init__(self, folder: Path | None, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        monitor: Monitor = "accuracy",
+    ) -> None:
         self.epochs: list[Epoch] = []
-        self._folder, self._on_epoch = folder, on_epoch
+        self._folder, self._on_epoch, self.monitor = folder, on_epoch, monitor
 
     @property
     def best(self) -> Epoch | None:
-        """The most accurate epoch; of two equal ones that with the lower loss, which is the better model."""
-        return max(self.epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+        """The best epoch by the monitored figure; of two equal ones that with the lower loss."""
+        return max(self.epochs, key=lambda epoch: (epoch.score(self.monitor), -epoch.val_loss), default=None)
+
+    def of_phase(self, name: PhaseName) -> list[Epoch]:
+        """The epochs of one phase."""
+        return [epoch for epoch in self.epochs if epoch.phase == name]
 
     def add(self, epoch: Epoch, classifier: PixelClassifier) -> None:
         """Record an epoch, and the weights where they are the best so far.
@@ -78,9 +107,15 @@ class Recorder:
         self.epochs = [Epoch(**row) for row in rows]
 
 
-def without_improvement(epochs: Sequence[Epoch]) -> int:
-    """How many epochs have passed since the validation accuracy last rose."""
+def shown_score(epoch: Epoch, monitor: Monitor) -> str:
+    """The monitored figure for a message: `balanced accuracy 93.1 %`."""
+    name = monitor.replace("-", " ")
+    return f"{name} {epoch.val_loss:.3f}" if monitor == "loss" else f"{name} {100 * epoch.score(monitor):.1f} %"
+
+
+def without_improvement(epochs: Sequence[Epoch], monitor: Monitor) -> int:
+    """How many epochs have passed since the monitored figure last rose."""
     if not epochs:
         return 0
-    best = max(range(len(epochs)), key=lambda index: (epochs[index].val_accuracy, -index))
+    best = max(range(len(epochs)), key=lambda index: (epochs[index].score(monitor), -index))
     return len(epochs) - 1 - best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,12 +13,13 @@ import torch
 from edgecls.datasets import SPLITS, Split
 from edgecls.errors import RunError
 from edgecls.manifest import Manifest
-from edgecls.options import flat
+from edgecls.options import OPTIONS_KEY, flat
 from edgecls.runs import CHECKPOINT, METRICS, Run, read_json, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.machine import resolved_device
 from edgecls.train.measure import measure
 from edgecls.train.options import TrainOptions
+from edgecls.train.record import Stopwatch, write_recipe
 from edgecls.train.recorder import Recorder
 from edgecls.train.start import Start
 
@@ -74,23 +74,27 @@ def read_result(run: Run) -> TrainResult:
 
 
 def complete(
-    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder, started: float
+    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder, clock: Stopwatch
 ) -> TrainResult:
-    """Measure what was trained, and leave a complete run folder: manifest, figures, golden answers.
+    """Measure what was trained, and leave a complete run folder: manifest, recipe, figures, golden answers.
 
     Args:
+        options: that repeat the training.
         start: with the readable images and the trained network.
         recorder: empty where no network was trained.
-        started: when the training was, by `time.perf_counter`.
+        clock: running since the training began.
     """
+    recipe = write_recipe(run.folder, options, clock.laps)
     training = {
-        **flat(replace(options, network=start.network)),
+        **recipe[OPTIONS_KEY],
+        **flat(start.network),
         "weights": start.network.resolved_weights,
-        "data": str(options.data.absolute()),
+        "image_size": list(start.preprocessing.size_hw),
         "n_images": {split: len(start.dataset.splits[split]) for split in SPLITS},
         "n_unreadable": len(start.dataset.unreadable),
         "torch": torch.__version__,
         "checkpoint": CHECKPOINT,
+        **{name: recipe[name] for name in ("versions", "device", "threads", "seconds")},
     }
     manifest = Manifest(start.dataset.labels, start.preprocessing, start.network.model, training=training)
     run.record(manifest)
@@ -99,9 +103,12 @@ def complete(
         unmeasured(run.folder, start, recorder),
         validation_accuracy=measured.figures["validation_accuracy"],
         test_accuracy=measured.figures.get("test_accuracy"),
-        seconds=time.perf_counter() - started,
+        seconds=clock.seconds,
         figures=measured.figures,
     )
+    clock.lap("measure")
+    training["seconds"] = write_recipe(run.folder, options, clock.laps)["seconds"]
+    manifest = replace(manifest, training=training)
     write_json(run.path(METRICS), result.to_json())
     run.record(replace(manifest, metrics={**measured.scalars(), "parameters": result.n_parameters}))
     return result

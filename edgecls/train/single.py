@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +12,10 @@ import torch
 
 from edgecls.datasets import Dataset, write_split
 from edgecls.errors import Interrupted, OptionError, TrainingError
-from edgecls.runs import RESUME, SPLIT, Run, find_run
+from edgecls.runs import CONTACT_SHEET, RESUME, SPLIT, Run, find_run
 from edgecls.train.batches import Inputs
 from edgecls.train.checkpoint import load_checkpoint
+from edgecls.train.contact_sheet import write_contact_sheet
 from edgecls.train.features import Features, features_of
 from edgecls.train.loggers import make_loggers
 from edgecls.train.loop import LoopOptions
@@ -25,8 +25,10 @@ from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
 from edgecls.train.phases import Phases
 from edgecls.train.pixels import Decoder, decoding_warnings
-from edgecls.train.recipes import recipe_of
-from edgecls.train.recorder import Epoch, Recorder
+from edgecls.train.progress import Listener
+from edgecls.train.recipes import chosen, recipe_of
+from edgecls.train.record import Stopwatch, write_recipe
+from edgecls.train.recorder import Recorder
 from edgecls.train.result import TrainResult, complete, unmeasured
 from edgecls.train.scratch import Airbench
 from edgecls.train.start import Start, described
@@ -34,24 +36,10 @@ from edgecls.train.start import Start, described
 _WHITENING_IMAGES: Final = 5000
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of a training as it goes.
-
-    Attributes:
-        say: called with lines about what was found and chosen.
-        on_epoch: called after every epoch.
-        progress: show a progress bar on standard error.
-    """
-
-    say: Callable[[str], None] = lambda line: None
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None
-    progress: bool = False
-
-
 def train_single(
     options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
-    resumed_by: Path | None = None, decoder: Decoder | None = None, features: Features = features_of,
+    resumed_by: Path | None = None, decoder: Decoder | None = None, features: Features | None = None,
+    deadline: float | None = None,
 ) -> TrainResult:  # fmt: skip
     """Train one classifier in a folder, and leave a complete run there.
 
@@ -62,29 +50,40 @@ def train_single(
         resumed_by: the folder that `--resume` names; None is this one.
         decoder: of images to pixels; None decodes the images of this data set.
         features: computes the features of a frozen backbone.
+        deadline: when the run should be complete, by `time.perf_counter`; None where nobody waits.
 
     Raises:
         OptionError, DatasetError, TrainingError, RunError: with what to do next.
     """
-    started, is_leader, run = time.perf_counter(), rank() == 0, Run(folder)
+    clock, is_leader, run = Stopwatch(), rank() == 0, Run(folder)
     classifier, preprocessing = start.classifier, start.preprocessing
-    recipe = recipe_of(options, preprocessing.size_hw, classifier.backbone)
-    teacher = _teacher(options, start.dataset)
-    decoder = decoder or Decoder(options.data_use.cache, preprocessing)
+    recipe = recipe_of(options, start.survey, preprocessing, classifier.backbone)
+    teacher = _teacher(recipe.options, start.dataset)
+    decoder = decoder or Decoder(options.data_use.cache, preprocessing, listener.on_progress)
+    features = features or partial(features_of, on_progress=listener.on_progress)
     dataset, pixels = decoder.decode(start.dataset)
+    clock.lap("decode")
     start = replace(start, dataset=dataset)
     listener.say(described(start))
+    listener.say(chosen(recipe, start.survey))
     for warning in (*decoding_warnings(options.data_use.cache, pixels["train"]), *dataset.warnings()):
         listener.say(f"warning: {warning}")
+
+    def record(options: TrainOptions) -> None:
+        if is_leader:
+            write_recipe(folder, options, clock.laps)
+
+    record(recipe.options)
     if is_leader:
         write_split(dataset, run.path(SPLIT))
+        write_contact_sheet(run.path(CONTACT_SHEET), dataset, pixels["train"], recipe.augmentation)
     _whiten(classifier, pixels["train"], options.data_use.seed)
-    recorder = Recorder(folder if is_leader else None, listener.on_epoch)
-    loggers = make_loggers(options, folder) if is_leader else ()
-    loop = LoopOptions(options.machine, folder, loggers, listener.progress)
+    recorder = Recorder(folder if is_leader else None, listener.on_epoch, recipe.monitor)
+    loggers = make_loggers(recipe.options, folder) if is_leader else ()
+    loop = LoopOptions(options.machine, folder, loggers, listener.on_progress)
     phases = Phases(
-        classifier, dataset, pixels, options, recipe=recipe, teacher=teacher, recorder=recorder, loop=loop,
-        features=features, say=listener.say,
+        classifier, dataset, pixels, recipe, teacher=teacher, recorder=recorder, loop=loop, features=features,
+        say=listener.say, record=record, deadline=deadline,
     )  # fmt: skip
     go_on = f"edgecls train --resume {resumed_by or folder}"
     try:
@@ -97,11 +96,13 @@ def train_single(
         listener.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
     else:
         run.path(RESUME).unlink(missing_ok=True)
+    clock.lap("train")
     if recorder.best is None:
         raise TrainingError(f"training ended before its first epoch did; {folder} holds no checkpoint")
     if not is_leader:
         return unmeasured(folder, start, recorder)
-    return complete(run, options, start, pixels, recorder, started)
+    clock.laps.update(phases.seconds)
+    return complete(run, phases.options, start, pixels, recorder, clock)
 
 
 def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
@@ -121,7 +122,7 @@ def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
             f"--teacher {source.teacher}: it was trained on other classes (they differ in {', '.join(differing[:5])}); "
             "a teacher must know exactly the classes of the data"
         )
-    if options.transfer.freeze_epochs == options.recipe.epochs:
+    if options.is_head_alone:
         raise OptionError(
             "--teacher with all epochs frozen: a teacher sees the pictures of the other epochs; use fewer "
             "--freeze-epochs than --epochs"

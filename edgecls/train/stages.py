@@ -122,12 +122,20 @@ def _first_trained(names: list[str], which: str) -> int:
     return matching[0]
 
 
-def hold_frozen_statistics(classifier: PixelClassifier) -> None:
-    """Put the batch norms that do not learn into evaluation mode, so that new photos do not move their statistics.
+def set_training_mode(classifier: PixelClassifier, *, keeps_statistics: bool = False) -> None:
+    """Training mode for all, but for the batch norms whose statistics new photos shall not move.
 
-    To be called at the start of every training epoch: `train()` undoes it. A batch norm does not learn where its own
-    parameters, or those of its whole stage, are frozen.
+    To be called at the start of every training epoch: whoever trains a network may leave it in any mode. A batch norm
+    does not learn where its own parameters, or those of its whole stage, are frozen.
+
+    Args:
+        keeps_statistics: no batch norm of the backbone learns statistics, whether its parameters do or not.
     """
+    classifier.train()
+    if keeps_statistics:
+        for module in classifier.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
     for stage in stages(classifier):
         for module in (each for top in stage.modules for each in top.modules()):
             if isinstance(module, _BatchNorm):

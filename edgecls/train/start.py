@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
-import numpy as np
+import torch
 
-from edgecls import images
-from edgecls.datasets import SPLITS, Dataset, stratified_sample
-from edgecls.errors import ImageError
-from edgecls.image_header import read_header
+from edgecls.datasets import SPLITS, Dataset
+from edgecls.errors import OptionError
 from edgecls.manifest import Preprocessing
-from edgecls.train.models import PixelClassifier, build
-from edgecls.train.options import SCRATCH, NetworkOptions, TrainOptions
+from edgecls.train.models import PixelClassifier, build, run_at_size
+from edgecls.train.options import SCRATCH, GeometryOptions, NetworkOptions, TrainOptions
+from edgecls.train.survey import Survey, survey_of
+
+_ENLARGEMENT: Final = 3.0  # of small pictures for weights that were trained on large ones
+_SMALLEST_ENLARGED: Final = 96
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Start:
 
     Attributes:
         dataset: images by split.
+        survey: what the training images are.
         classifier: untrained, or a trained one that is to learn more.
         preprocessing: how pictures become its input.
         network: what the classifier is rebuilt from.
@@ -28,6 +32,7 @@ class Start:
     """
 
     dataset: Dataset
+    survey: Survey
     classifier: PixelClassifier
     preprocessing: Preprocessing
     network: NetworkOptions
@@ -44,33 +49,60 @@ def start_of(options: TrainOptions, dataset: Dataset) -> Start:
     Raises:
         OptionError, MissingExtra, TrainingError: as `models.build` says.
     """
-    classifier, preprocessing = build(options.network, len(dataset.labels), _size_hw(options, dataset))
-    return Start(dataset, classifier, preprocessing, options.network)
+    survey = survey_of(dataset, options.data_use.seed)
+    size_hw = options.network.size_hw or _scratch_size(options.network, survey)
+    classifier, own = build(options.network, len(dataset.labels), size_hw)
+    if size_hw is None:
+        own = replace(own, size_hw=_size_for_small_pictures(classifier, own.size_hw, survey))
+    return Start(dataset, survey, classifier, with_geometry(own, options.geometry), options.network)
 
 
-def _size_hw(options: TrainOptions, dataset: Dataset) -> tuple[int, int] | None:
-    network = options.network
-    if network.image_size:
-        return network.image_size, network.image_size
+def with_geometry(own: Preprocessing, asked: GeometryOptions) -> Preprocessing:
+    """A network's own preprocessing with what was asked for in its place.
+
+    A picture that is squashed or padded is shown whole, unless a crop is asked for.
+    """
+    whole = 1.0 if asked.resize in ("squash", "pad") else own.crop_fraction
+    return replace(
+        own,
+        resize=asked.resize or own.resize,
+        crop_fraction=whole if asked.crop is None else asked.crop,
+        interpolation=asked.interpolation or own.interpolation,
+    )
+
+
+def _scratch_size(network: NetworkOptions, survey: Survey) -> tuple[int, int] | None:
+    """That of the pictures, for networks that have no size of their own."""
     if network.model not in SCRATCH:
         return None
-    sides = []
-    for image in stratified_sample(dataset.splits["train"], 100, options.data_use.seed):
-        try:
-            header = read_header(images.read(image.path))
-        except ImageError:
-            continue  # reported when all images are decoded
-        sides.append(min(header.height, header.width))
-    side = min(max(round(float(np.median(sides)) / 8) * 8, 32), 128) if sides else 128
+    side = min(max(round((survey.side or 128) / 8) * 8, 32), 128)
+    return side, side
+
+
+def _size_for_small_pictures(classifier: PixelClassifier, own_hw: tuple[int, int], survey: Survey) -> tuple[int, int]:
+    """Three times the side of small pictures, where that is less than the size that the weights were trained at.
+
+    More would cost time and bring no detail; less would leave the last stages of the network maps of a few pixels.
+    """
+    side = max(_SMALLEST_ENLARGED, round(_ENLARGEMENT * survey.side / 32) * 32)
+    if not survey.side or side >= min(own_hw):
+        return own_hw
+    try:
+        run_at_size(classifier.eval(), torch.zeros(1, side, side, 3, dtype=torch.uint8), "")
+    except OptionError:  # a transformer knows one size
+        return own_hw
+    finally:
+        classifier.train()
     return side, side
 
 
 def described(start: Start) -> str:
     """One line about the images and the network."""
-    dataset = start.dataset
+    dataset, survey = start.dataset, start.survey
     counts = ", ".join(f"{len(dataset.splits[split]):,} {split}" for split in SPLITS if dataset.splits[split])
     height, width = start.preprocessing.size_hw
+    grey = "grey " if survey.is_grey else ""
     return (
-        f"{len(dataset.labels)} classes, {counts} images; {start.network.model} at {height} x {width} px, "
+        f"{len(dataset.labels)} classes, {counts} {grey}images; {start.network.model} at {height} x {width} px, "
         f"{start.n_parameters / 1e6:.2f} M parameters, weights: {start.run or start.network.resolved_weights}"
     )
