@@ -26,6 +26,7 @@ from edgecls.train.machine import keep_freed_memory, lightning_precision, resolv
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
 from edgecls.train.options import MachineOptions, NetworkOptions
+from edgecls.train.pace import Pace
 from edgecls.train.recorder import Recorder
 
 N_CLASSES = 10
@@ -73,7 +74,9 @@ def main() -> None:
 def bare_epoch(classifier: PixelClassifier, batches: Batches, precision: str) -> float:
     """Seconds of an epoch without anything around it."""
     optimizer = make_optimizer(classifier, OPTIMIZER, {})
-    (scheduler,) = (each["scheduler"] for each in make_schedulers(optimizer, OPTIMIZER, len(batches)))
+    (scheduler,) = (
+        each["scheduler"] for each in make_schedulers(optimizer, OPTIMIZER, len(batches), Pace(1, len(batches)).at)
+    )
     device = next(classifier.parameters()).device.type
     classifier.train()
     started = time.perf_counter()
@@ -93,7 +96,7 @@ def our_epoch(classifier: PixelClassifier, batches: Batches, machine: MachineOpt
     few = Batches(batches.inputs[torch.arange(2)], batches.targets[:2], 2)
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder))
-        phase = Phase("all", 1, OPTIMIZER, seed=0, patience=0)
+        phase = Phase("all", "all weights", Pace(1, len(batches)), OPTIMIZER, seed=0, patience=0)
         fit(classifier, (batches, few), phase, Loss(0.1), recorder, LoopOptions(machine, Path(folder)))
     return recorder.epochs[-1].seconds
 

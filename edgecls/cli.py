@@ -199,7 +199,7 @@ def train(
         from edgecls.train.run import resume as resume_run
         from edgecls.train.run import train as train_run
 
-        say = partial(console.print, soft_wrap=True)  # a line stays one where it goes into a file
+        say = partial(console.print, soft_wrap=not console.is_terminal)  # a line stays one in a file
         listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), live.show)
         if rank():
             listener = Listener()  # of processes that train together, one speaks

@@ -8,6 +8,7 @@
   x TrainingError    training cannot start or go on
     + Interrupted    the user stopped it before there was a result
     + Collapsed      it has learnt nothing for several epochs
+    + Diverged       its loss is no longer a number
   x ExportError      a model file could not be written
     + ParityError    it was written, but answers differently from its checkpoint
   x MissingExtra     an optional package is not installed; the message has the pip command
@@ -61,6 +62,10 @@ class Interrupted(TrainingError):
 
 class Collapsed(TrainingError):
     """A training gives one answer to everything and no longer learns."""
+
+
+class Diverged(TrainingError):
+    """The loss of a training is no longer finite."""
 
 
 class ExportError(EdgeclsError):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the results' modules load torch or ONNX Runtime
     from edgecls.runtime.tally import EnsembleReport, TtaReport
     from edgecls.train.folds import FoldsResult
     from edgecls.train.pretrained import PretrainedResult
-    from edgecls.train.recorder import Epoch
+    from edgecls.train.progress import Epoch
     from edgecls.train.result import TrainResult
 
 _PRECISION_NAMES: Final = {
@@ -54,11 +54,13 @@ def with_interval(share: float, n: int) -> str:
 
 
 def epoch_line(epoch: Epoch) -> str:
-    """Loss, accuracy of the training images, and of the validation images accuracy, macro recall and macro F1."""
+    """What an epoch gave, in a line of 80 characters at most; recall is the mean over the classes."""
+    train, validation, recall = (
+        f"{100 * share:.1f} %" for share in (epoch.train_accuracy, epoch.val_accuracy, epoch.val_recall)
+    )
     return (
-        f"epoch {epoch.epoch:3d} {epoch.phase:5s} loss {epoch.train_loss:.3f} train {100 * epoch.train_accuracy:5.1f} %"
-        f"  val {100 * epoch.val_accuracy:5.1f} % recall {100 * epoch.val_recall:5.1f} F1 {100 * epoch.val_f1:5.1f}"
-        f" {epoch.seconds:6.1f} s"
+        f"epoch {epoch.epoch:2d} {epoch.phase:5s} loss {epoch.train_loss:.3f}, training {train}, "
+        f"validation {validation}, recall {recall}, {epoch.seconds:.1f} s"
     )
 
 

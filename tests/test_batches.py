@@ -93,3 +93,20 @@ def test_all_rows_come_in_order() -> None:
 def test_inputs_and_targets_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2 and 3"):
         Batches(torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64), 2)
+
+
+def test_epochs_of_a_few_images_go_through_all_before_one_is_seen_again() -> None:
+    drawn = batches(n=50, size=8, drawing=Drawing(3), n_images=20)
+    assert len(drawn) == 3
+    seen: list[int] = []
+    for epoch in range(5):  # 100 images: two passes
+        drawn.epoch = epoch
+        taken = rows(drawn)
+        assert len(taken) == 20
+        seen += taken
+    assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
+    assert seen[:50] != seen[50:]
+
+
+def test_without_a_draw_an_epoch_of_a_few_images_takes_the_first_ones() -> None:
+    assert rows(batches(n=50, size=8, n_images=20)) == list(range(20))

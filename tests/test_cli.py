@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -206,3 +207,42 @@ def test_views_and_members_are_told_in_words(exported_run: Path, photos: Path, i
     table = invoke("predict", photos, *models, "--device", "cpu", "--vote", "weighted")
     for words in ("Ensemble, vote: weighted", "alone right", "accuracy-latency front"):
         assert words in table.output
+
+
+REFUSED_EARLY = [
+    pytest.param(["nowhere"], "no such folder or CSV", id="no data"),
+    pytest.param(["photos", "--model", "mobilnet_v2"], "close: mobilenet_v2", id="a mistyped network"),
+    pytest.param(["photos", "--model", "timm/mobilnetv4_conv_small"], "close: mobilenetv4_conv_small", id="of timm"),
+    pytest.param(["photos", "--weights", "nothing.pt"], "--weights nothing.pt: no such file", id="no weights"),
+    pytest.param(["labels.csv"], "path,label", id="a CSV without labels"),
+    pytest.param(["one"], "one class only", id="one class"),
+    pytest.param(["photos", "--momentum", "0.5"], "--momentum with adamw", id="momentum of adamw"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED_EARLY)
+def test_what_can_be_known_without_torch_is_told_before_it_is_loaded(
+    in_empty_folder: Path, photos: Path, words: list[str], message: str
+) -> None:
+    photos.rename("photos")
+    Path("labels.csv").write_text("path,kind\na.jpg,b\n")
+    shutil.copytree("photos/checks", "one/checks")
+    code = f"""
+import sys
+from edgecls.cli import app
+try:
+    app(["train", *{words!r}])
+except SystemExit as end:
+    print("code", end.code, "torch" in sys.modules, "timm" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines()[-1] == "code 1 False False", ended.stderr
+    assert message in " ".join(ended.stderr.split())
+
+
+def test_a_val_fraction_beside_a_split_of_its_own_is_refused(in_empty_folder: Path, photos: Path) -> None:
+    shutil.copytree(photos, "data/train")
+    shutil.copytree(photos, "data/val")
+    refused = invoke("train", "data", "--val-fraction", "0.3")
+    assert refused.exit_code == 1
+    assert "has a val split of its own" in refused.output

@@ -246,3 +246,21 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale_that_leaves_twice_the_resize(o
 def test_a_small_jpeg_is_not_reduced() -> None:
     data = encoded(photo(1023, 1400), "JPEG", quality=90)
     assert images.decode(data, Preprocessing()).shape == (1023, 1400, 3)
+
+
+def test_padding_shows_the_whole_picture_in_its_proportions_on_the_background() -> None:
+    picture = np.full((40, 20, 3), 100, np.uint8)
+    wide = Preprocessing((16, 32), resize="pad", crop_fraction=1.0, background=(255, 0, 0))
+    seen = images.resize_and_crop(picture, wide)
+    assert seen.shape == (16, 32, 3)
+    inside = (seen == 100).all(axis=2)
+    assert inside[:, 12:20].all()  # 8 wide, as 40 x 20 is at a height of 16
+    assert inside.sum() == 16 * 8
+    assert (seen[~inside] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (33, 32), (5, 5)])
+def test_padding_fits_pictures_of_any_shape(size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing((24, 31), resize="pad", crop_fraction=0.9)
+    seen = images.resize_and_crop(np.zeros((*size, 3), np.uint8), preprocessing)
+    assert seen.shape == (24, 31, 3)

@@ -153,7 +153,7 @@ def test_training_ends_at_the_slow_weights() -> None:
     assert all(map(torch.equal, lookahead.slow, (v for v in model.state_dict().values() if v.is_floating_point())))
 
 
-SURVEY = Survey(n_images=1000, largest=500, smallest=500, side=300, is_grey=False)
+SURVEY = Survey(n_images=1000, largest=500, smallest=500, side=300, aspect=1.0, is_grey=False)
 SMALL = Preprocessing((32, 32))
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from edgecls import cli
 from edgecls.errors import OptionError
-from edgecls.options import flags_of, flat, from_flat, read_flat
-from edgecls.train.options import NetworkOptions, RecipeOptions, TrainOptions
+from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
+from edgecls.train.options import NetworkOptions, RecipeOptions, TrainOptions, without_effect
 
 CHANGED = TrainOptions(
     Path("photos"), NetworkOptions("cnn", width=8, hidden=(64, 32), batch_norm="none"), recipe=RecipeOptions(lr=0.5)
@@ -105,3 +105,52 @@ def test_a_typo_on_the_command_line_is_answered_with_what_was_expected(
     result = CliRunner().invoke(cli.app, ["train", "data", *words], env={"COLUMNS": "200"})
     assert result.exit_code == code
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+# how each kind of training is asked for, and a value for every option that some kind ignores
+KINDS: dict[str, dict[str, Any]] = {
+    "with --classifier": {"features": "runs/a", "classifier": "svm"},
+    "with as many --freeze-epochs as --epochs": {"epochs": 5, "freeze_epochs": 5},
+    "from scratch": {"model": "cnn"},
+    "without --teacher": {},
+    "with --minutes": {"minutes": 2.0},
+    "with --folds": {"folds": 5},
+    "with --extend": {"extend": "runs/a"},
+    "with --find-lr": {"find_lr": True},
+}
+OTHERS: dict[str, Any] = {
+    "augment": ["flip"], "schedule": "linear", "optimizer": "sgd", "balance": "weights", "monitor": "f1",
+    "norm_statistics": "learn", "precision": "fp32", "track": ["wandb"], "unfreeze": "last:2", "hidden": [8],
+    "channels": [8], "schedule_at": [0.5, 1.0], "model": "resnet9", "weights": "none", "padding": "none",
+    "last_pool": "max", "batch_norm": "block", "extend": "runs/b", "teacher": "runs/b", "strategy": "ddp",
+    "resize": "pad", "interpolation": "area", "find_lr": True, "val_fraction": 0.3,
+}  # fmt: skip
+IGNORED = [(rule.kind, name) for rule in without_effect() for name in rule.names]
+
+
+def another_value(name: str) -> Any:
+    flag = next(flag for flag in flags_of(TrainOptions) if flag.name == name)
+    if name in OTHERS:
+        return OTHERS[name]
+    hint = without_none(flag.type)[0]
+    return 0.5 if hint is float else 3
+
+
+@pytest.mark.parametrize(("kind", "name"), IGNORED, ids=[f"{name} {kind}" for kind, name in IGNORED])
+def test_an_option_that_a_kind_of_training_ignores_is_refused_by_name(kind: str, name: str) -> None:
+    values = KINDS[kind] | {name: another_value(name)}
+    with pytest.raises(OptionError) as refused:
+        from_flat(TrainOptions, values, "a test")
+    assert flag_name(name) in str(refused.value)
+
+
+def test_every_kind_of_training_is_allowed_without_what_it_ignores() -> None:
+    assert {rule.kind for rule in without_effect()} == set(KINDS)
+    for values in KINDS.values():
+        from_flat(TrainOptions, values, "a test")
+
+
+def test_docs_say_which_kind_ignores_what() -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    for rule in without_effect():
+        assert rule.kind in docs, rule.kind

@@ -22,8 +22,7 @@ from edgecls.train.checkpoint import load_checkpoint, logits_of
 from edgecls.train.models import build
 from edgecls.train.options import NONE, NetworkOptions, TrainOptions
 from edgecls.train.pixels import decode_images
-from edgecls.train.progress import Listener
-from edgecls.train.recorder import Epoch
+from edgecls.train.progress import Epoch, Listener
 from edgecls.train.run import train
 
 from .conftest import rows_of, write_class_folders, write_image

@@ -26,8 +26,7 @@ from edgecls.train.checkpoint import load_checkpoint, logits_of
 from edgecls.train.folds import FoldsResult
 from edgecls.train.options import TrainOptions
 from edgecls.train.pixels import decode_images
-from edgecls.train.progress import Listener
-from edgecls.train.recorder import Epoch
+from edgecls.train.progress import Epoch, Listener, Progress
 from edgecls.train.result import TrainResult
 from edgecls.train.run import resume, train
 
@@ -441,3 +440,63 @@ def test_where_nothing_can_hold_the_pictures_they_are_decoded_in_every_epoch_and
     lines.clear()
     train(options(photos, folds=2, epochs=1), Listener(lines.append))
     assert sum("decoded anew in every epoch" in line for line in lines) == 1
+
+
+def test_the_geometry_that_was_asked_for_is_that_of_training_and_prediction(
+    in_empty_folder: Path, photos: Path
+) -> None:
+    geometry = {"image_size": [16, 24], "resize": "pad", "crop": 0.9, "interpolation": "area"}
+    result = trained(photos, **geometry, out="run")
+    own = Run(result.run).manifest.preprocessing
+    assert (own.size_hw, own.resize, own.crop_fraction, own.interpolation) == ((16, 24), "pad", 0.9, "area")
+    with np.load("run/golden.npz") as golden:
+        assert golden["images"].shape[1:] == (16, 24, 3)
+    export(ExportOptions("run"))
+    report = predict(PredictOptions((photos,), ("run",)))
+    assert report.images == 24
+    assert report.errors == 0
+
+
+def test_the_pictures_that_the_network_sees_are_drawn_before_the_first_epoch(
+    in_empty_folder: Path, photos: Path
+) -> None:
+    there: list[bool] = []
+    trained(photos, Listener(on_epoch=lambda _: there.append(Path("run/figures/batch.png").is_file())), out="run")
+    assert there == [True, True]
+
+
+def test_progress_is_told_for_reading_features_and_epochs(in_empty_folder: Path, photos: Path) -> None:
+    told: list[Progress] = []
+    trained(
+        photos, Listener(on_progress=told.append), model="efficientnet_lite0", width=None, image_size=32,
+        freeze_epochs=1,
+    )  # fmt: skip
+    titles = [*dict.fromkeys(each.title for each in told)]
+    expected = ["reading the pictures", "features of the frozen weights", "epoch 1 of 1, the head"]
+    assert titles == [*expected, "epoch 2 of 2, all weights"]
+    assert all(0 < each.done <= each.total for each in told)
+    last = told[-1]
+    assert last.done == last.total
+    assert last.seconds_left == pytest.approx(0, abs=1e-6)
+
+
+def test_the_monitored_figure_chooses_the_best_epoch(in_empty_folder: Path, photos: Path) -> None:
+    for monitor, column, sign in (("f1", "val_f1", 1), ("loss", "val_loss", -1), ("accuracy", "val_accuracy", 1)):
+        result = trained(photos, monitor=monitor, epochs=5, lr=0.05, out=monitor)
+        scores = [sign * float(row[column]) for row in rows_of(Path(monitor) / "history.csv")]
+        assert scores[result.best_epoch - 1] == max(scores)
+
+
+def test_the_last_stages_learn_on_activations_that_are_computed_once(in_empty_folder: Path, photos: Path) -> None:
+    shape: dict[str, Any] = {"model": "mobilenet_v3_small", "width": None, "image_size": 32, "freeze_epochs": 0}
+    trained(photos, **{**shape, "freeze_epochs": None}, weights="none", epochs=1, out="first")
+    lines: list[str] = []
+    cached = trained(
+        photos, Listener(lines.append), **shape, weights="first/checkpoint.pt", unfreeze="last:2", out="cached"
+    )
+    whole = trained(
+        photos, **shape, weights="first/checkpoint.pt", unfreeze="last:2", augment=["none"], ema=1e-9, out="whole"
+    )  # a moving average keeps the pictures whole
+    assert any("are computed once" in line for line in lines)
+    one, other = (load_checkpoint(Run(result.run)).state_dict() for result in (cached, whole))
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one if one[name].is_floating_point())

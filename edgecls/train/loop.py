@@ -31,8 +31,8 @@ from edgecls.train.models import PixelClassifier
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.options import MachineOptions
 from edgecls.train.pace import Pace
-from edgecls.train.progress import Progress
-from edgecls.train.recorder import Epoch, PhaseName, Recorder, without_improvement
+from edgecls.train.progress import Epoch, PhaseName, Progress
+from edgecls.train.recorder import Recorder, without_improvement
 from edgecls.train.stages import set_training_mode
 
 _KEPT: Final = "edgecls"  # our part of Lightning's checkpoint

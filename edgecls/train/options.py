@@ -122,11 +122,11 @@ class GeometryOptions:
 
     resize: Resize | None = option(
         None, "How a picture gets the input's shape: shortest keeps its proportions and cuts off what is too long, "
-        "squash changes them, pad keeps them and adds a white border.", shown="the weights' own, mostly shortest",
+        "squash changes them, pad keeps them and adds a white border.", shown="squash, which shows all of it",
     )  # fmt: skip
     crop: float | None = option(
         None, "Share of each side of the resized picture that the centre crop keeps.",
-        shown="the weights' own, mostly 0.875; 1 from scratch, with squash and with pad",
+        shown="1; with shortest the weights' own, mostly 0.875, and 1 from scratch",
     )  # fmt: skip
     interpolation: Interpolation | None = option(
         None, "How the resize computes a pixel; from a two-fold shrink on it is always area.",

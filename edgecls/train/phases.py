@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgecls.datasets import Dataset, Split
-from edgecls.errors import Collapsed, TrainingError
+from edgecls.errors import Collapsed, Diverged, TrainingError
 from edgecls.metrics import wilson_interval
 from edgecls.runs import CHECKPOINT, RESUME
 from edgecls.train.batches import Batches, Drawing, Inputs
@@ -26,9 +26,10 @@ from edgecls.train.models import PixelClassifier, read_state_dict
 from edgecls.train.optimizers import OptimizerOptions
 from edgecls.train.options import RecipeOptions, TrainOptions
 from edgecls.train.pace import Pace, plan
+from edgecls.train.progress import Epoch, PhaseName, shown_score
 from edgecls.train.rates import find_lr
 from edgecls.train.recipes import Recipe, head_alone
-from edgecls.train.recorder import Epoch, PhaseName, Recorder, shown_score
+from edgecls.train.recorder import Recorder
 from edgecls.train.stages import learning_rate_scales, stages, unfreeze
 from edgecls.train.timing import Timing, time_batches
 
@@ -164,11 +165,10 @@ class Phases:
             if planned is None:
                 return
             phase, stretch = planned
-        if not recorder.of_phase("retry") and not phase.is_over(recorder):
-            self._fit(phase, stretch)
         paces = [phase.pace]
-        if phase.has_fallen_behind(recorder):
-            paces.append(self._retry(phase, stretch))
+        why = self._first_attempt(phase, stretch, best_head)
+        if why:
+            paces.append(self._retry(phase, stretch, why))
         if self.deadline is not None:
             ends = tuple(end for pace in paces for end in pace.ends)
             epochs = self.recipe.head_epochs + len(ends)
@@ -176,9 +176,27 @@ class Phases:
         if best_head and best_head is recorder.best:
             self.say(f"the head alone was best, so the weights of epoch {best_head.epoch} are kept")
 
-    def _retry(self, phase: Phase, stretch: Stretch) -> Pace:
+    def _first_attempt(self, phase: Phase, stretch: Stretch, best_head: Epoch | None) -> str:
+        """Train, unless that was done before a kill; returns why it has to be done again, or nothing."""
+        recorder = self.recorder
+        if recorder.of_phase("retry"):
+            return "the first attempt fell behind the head"
+        try:
+            if not phase.is_over(recorder):
+                self._fit(phase, stretch)
+        except Diverged as error:
+            if best_head is None:
+                raise
+            return str(error).partition(". ")[0]
+        if best_head and phase.has_fallen_behind(recorder):
+            last, monitor = recorder.of_phase("all")[-1], recorder.monitor
+            scores = f"{shown_score(last, monitor)}, {shown_score(best_head, monitor)} before"
+            return f"epoch {last.epoch} fell behind the head ({scores})"
+        return ""
+
+    def _retry(self, phase: Phase, stretch: Stretch, why: str) -> Pace:
         """Begin again from the best weights at a lower rate, once."""
-        best, last = self.recorder.best, self.recorder.of_phase("all")[-1]
+        best = self.recorder.best
         assert best
         n_before = len(self.recorder.of_phase("all"))
         lower = replace(phase.optimizer, lr=phase.optimizer.lr * _LOWERED)
@@ -189,17 +207,15 @@ class Phases:
         if again.is_over(self.recorder):
             return pace
         if not self.recorder.of_phase("retry"):
-            monitor = self.recorder.monitor
             self.say(
-                f"epoch {last.epoch} fell behind the head ({shown_score(last, monitor)}, {shown_score(best, monitor)} "
-                f"before), so training begins again from epoch {best.epoch} at a rate of {lower.lr:.2g} in place of "
+                f"{why}: it begins again from epoch {best.epoch} at a rate of {lower.lr:.2g} in place of "
                 f"{phase.optimizer.lr:.2g}"
             )
             if self.loop.folder:
                 self.classifier.load_state_dict(read_state_dict(self.loop.folder / CHECKPOINT))
         try:
             self._fit(again, stretch)
-        except Collapsed as error:
+        except (Collapsed, Diverged) as error:
             self.say(f"{error}. The weights of epoch {best.epoch} are kept")
         return pace
 

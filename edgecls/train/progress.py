@@ -4,8 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from edgecls.train.recorder import Epoch
+from edgecls.train.options import Monitor
+
+PhaseName = Literal["head", "all", "retry"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of `history.csv`; the losses are mean cross-entropies, the other figures fractions.
+
+    Attributes:
+        phase: `head`, `all` (that is, what is unfrozen), or `retry` where that fell behind the head and began again.
+        val_recall, val_f1: means over the classes that have validation images; the first is the balanced accuracy.
+    """
+
+    epoch: int
+    phase: PhaseName
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_recall: float
+    val_f1: float
+    seconds: float
+
+    def score(self, monitor: Monitor) -> float:
+        """The figure that chooses the best epoch; more is better."""
+        return {
+            "accuracy": self.val_accuracy,
+            "balanced-accuracy": self.val_recall,
+            "f1": self.val_f1,
+            "loss": -self.val_loss,
+        }[monitor]
+
+
+def shown_score(epoch: Epoch, monitor: Monitor) -> str:
+    """The monitored figure for a message: `balanced accuracy 93.1 %`."""
+    name = monitor.replace("-", " ")
+    return f"{name} {epoch.val_loss:.3f}" if monitor == "loss" else f"{name} {100 * epoch.score(monitor):.1f} %"
 
 
 @dataclass(frozen=True)

@@ -5,47 +5,16 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from edgecls.errors import TrainingError
+from edgecls.errors import Diverged
 from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
 from edgecls.train.checkpoint import save_checkpoint
 from edgecls.train.models import PixelClassifier
 from edgecls.train.options import Monitor
-
-PhaseName = Literal["head", "all", "retry"]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of `history.csv`; the losses are mean cross-entropies, the other figures fractions.
-
-    Attributes:
-        phase: `head`, `all` (that is, what is unfrozen), or `retry` where that fell behind the head and began again.
-        val_recall, val_f1: means over the classes that have validation images; the first is the balanced accuracy.
-    """
-
-    epoch: int
-    phase: PhaseName
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_recall: float
-    val_f1: float
-    seconds: float
-
-    def score(self, monitor: Monitor) -> float:
-        """The figure that chooses the best epoch; more is better."""
-        return {
-            "accuracy": self.val_accuracy,
-            "balanced-accuracy": self.val_recall,
-            "f1": self.val_f1,
-            "loss": -self.val_loss,
-        }[monitor]
+from edgecls.train.progress import Epoch, PhaseName
 
 
 class Recorder:
@@ -79,12 +48,12 @@ class Recorder:
         """Record an epoch, and the weights where they are the best so far.
 
         Raises:
-            TrainingError: the loss is no longer finite.
+            Diverged: the loss is no longer finite.
             RunError: the folder cannot be written to.
         """
         if not math.isfinite(epoch.train_loss):
             kept = f"; the best checkpoint so far is kept in {self._folder}" if self.best and self._folder else ""
-            raise TrainingError(
+            raise Diverged(
                 f"training diverged: the loss is {epoch.train_loss} after epoch {epoch.epoch}. Use a lower --lr than "
                 f"{epoch.lr:g}, or --clip 1{kept}"
             )
@@ -105,12 +74,6 @@ class Recorder:
     def restore(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Go back to a history that was kept; later epochs are trained again, to the same end."""
         self.epochs = [Epoch(**row) for row in rows]
-
-
-def shown_score(epoch: Epoch, monitor: Monitor) -> str:
-    """The monitored figure for a message: `balanced accuracy 93.1 %`."""
-    name = monitor.replace("-", " ")
-    return f"{name} {epoch.val_loss:.3f}" if monitor == "loss" else f"{name} {100 * epoch.score(monitor):.1f} %"
 
 
 def without_improvement(epochs: Sequence[Epoch], monitor: Monitor) -> int:

@@ -58,14 +58,17 @@ def start_of(options: TrainOptions, dataset: Dataset) -> Start:
 
 
 def with_geometry(own: Preprocessing, asked: GeometryOptions) -> Preprocessing:
-    """A network's own preprocessing with what was asked for in its place.
+    """A network's own preprocessing with what was asked for in its place; by itself, the whole picture is shown.
 
-    A picture that is squashed or padded is shown whole, unless a crop is asked for.
+    The centre crop that published weights are measured with would cut off what lies at the border. On made photos of
+    surfaces with small defects, up to twice as high as wide, it cost 5 points of accuracy and 17 of macro recall; on
+    weather it cost 2 points, and on cats and dogs it gained nothing (docs/training.md).
     """
-    whole = 1.0 if asked.resize in ("squash", "pad") else own.crop_fraction
+    resize = asked.resize or "squash"
+    whole = own.crop_fraction if resize == "shortest" else 1.0
     return replace(
         own,
-        resize=asked.resize or own.resize,
+        resize=resize,
         crop_fraction=whole if asked.crop is None else asked.crop,
         interpolation=asked.interpolation or own.interpolation,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,7 @@ class Survey:
         n_images: that train.
         largest, smallest: images of the largest and of the smallest class that train.
         side: median of the pictures' shorter sides in pixels; 0 where none of the sample can be read.
+        aspect: median of the longer side as a multiple of the shorter one, 1 or more.
         is_grey: whether the pictures have no colours, whatever their files say.
     """
 
@@ -37,6 +39,7 @@ class Survey:
     largest: int
     smallest: int
     side: int
+    aspect: float
     is_grey: bool
 
     @property
@@ -47,7 +50,7 @@ class Survey:
 def survey_of(dataset: Dataset, seed: int) -> Survey:
     """Look at a sample of 100 training images; those that cannot be read are reported when all are decoded."""
     counts = Counter(image.label for image in dataset.splits["train"]).values()
-    sides: list[int] = []
+    sides: list[tuple[int, int]] = []
     colourless: list[bool] = []
     for image in stratified_sample(dataset.splits["train"], _SAMPLE, seed):
         try:
@@ -56,8 +59,9 @@ def survey_of(dataset: Dataset, seed: int) -> Survey:
             thumbnail = images.resize_and_crop(images.decode(data, _THUMBNAIL), _THUMBNAIL).astype(np.int16)
         except ImageError:
             continue
-        sides.append(min(header.height, header.width))
+        sides.append((min(header.height, header.width), max(header.height, header.width)))
         colourless.append(bool(np.ptp(thumbnail, axis=2).mean() < _COLOURLESS))
-    side = round(float(np.median(sides))) if sides else 0
+    side = round(median(short for short, _ in sides)) if sides else 0
+    aspect = median(long / short for short, long in sides) if sides else 1.0
     is_grey = bool(colourless) and float(np.mean(colourless)) >= _GREY_SHARE
-    return Survey(len(dataset.splits["train"]), max(counts), min(counts), side, is_grey)
+    return Survey(len(dataset.splits["train"]), max(counts), min(counts), side, aspect, is_grey)
