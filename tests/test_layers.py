@@ -47,8 +47,8 @@ def test_predict_runs_with_torch_blocked(exported_run: Path, photos: Path, tmp_p
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
 
 
-def test_train_without_torch_names_the_extra(tmp_path: Path) -> None:
-    result = python(BLOCK + "from edgecls.cli import app; app(['train'])", cwd=tmp_path)
+def test_train_without_torch_names_the_extra(photos: Path, tmp_path: Path) -> None:
+    result = python(BLOCK + f"from edgecls.cli import app; app(['train', {str(photos)!r}])", cwd=tmp_path)
     assert result.returncode == 1
     assert 'pip install "edgecls[train]"' in result.stderr
     assert "Traceback" not in result.stderr

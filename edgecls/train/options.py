@@ -59,7 +59,7 @@ class NetworkOptions:
     )
     image_size: tuple[int, ...] | None = option(
         None, "Height and width of the network's input in pixels; one number for a square.",
-        shown="the weights' own, or 96 where the pictures are small; from scratch the pictures' own, 32 to 128",
+        shown="the weights' own, or four times the pictures' where they are small; from scratch the pictures', 32 to 128",
     )  # fmt: skip
     width: int | None = option(
         None, "Channels of the first layer of cnn, resnet9 and airbench.", shown="16; 32 for airbench"
@@ -180,7 +180,7 @@ class RecipeOptions:
 
     epochs: int | None = option(
         None, "Passes over the training images, those of the head among them.",
-        shown="20 with trained weights, else 15; what fits into --minutes",
+        shown="with trained weights 10 and what shows 8,000 pictures, else 15; what fits into --minutes",
     )  # fmt: skip
     minutes: float | None = option(
         None,

@@ -15,6 +15,7 @@ from edgecls.datasets import Dataset, Split
 from edgecls.errors import Collapsed, Diverged, TrainingError
 from edgecls.metrics import wilson_interval
 from edgecls.runs import CHECKPOINT, RESUME
+from edgecls.train.augment import Augmentation
 from edgecls.train.batches import Batches, Drawing, Inputs
 from edgecls.train.cut import activation_bytes, cut_before_trained
 from edgecls.train.features import Features, features_of
@@ -24,7 +25,7 @@ from edgecls.train.machine import free_memory, is_out_of_memory, resolved_device
 from edgecls.train.mixing import Mixing
 from edgecls.train.models import PixelClassifier, read_state_dict
 from edgecls.train.optimizers import OptimizerOptions
-from edgecls.train.options import RecipeOptions, TrainOptions
+from edgecls.train.options import AugmentOptions, RecipeOptions, TrainOptions
 from edgecls.train.pace import Pace, plan
 from edgecls.train.progress import Epoch, PhaseName, shown_score
 from edgecls.train.rates import find_lr
@@ -297,6 +298,9 @@ class Phases:
         which = f"last:{max(1, n_stages // _LAST_SHARE)}"
         if stretch.which == "all" and n_stages > 1:
             self.say(f"--minutes: the time is too short for all weights; trying {which}")
+            if self.recipe.are_views_open:  # so that what is in front of those stages runs once
+                self.recipe = replace(self.recipe, augmentation=Augmentation())
+                self.options = replace(self.options, augmentation=AugmentOptions(augment=("none",)))
             less = self._stretch(which)
             return self._planned(replace(phase, logits=less.logits, title=less.title), less, has_head=True)
         self.say("--minutes: the time is too short for more than the head, which is trained already")

@@ -34,9 +34,10 @@ _HEAD_EPOCHS: Final = 10
 _HEAD_LR: Final = 3e-3
 _HEAD_DROPOUT: Final = 0.5
 _SCRATCH_EPOCHS: Final = 15
-# EfficientNet-Lite0 at 224 px sees 31 pictures a second on two cores: about five minutes; by docs/training.md fewer
-# were worse where there was much to learn, and more gained nothing
-_FINE_TUNING_VIEWS: Final = 10_000
+# pictures that all weights see. EfficientNet-Lite0 at 224 px sees 31 of them a second on two cores: five to seven
+# minutes. Where classes are uneven, the rare ones are a small part of them
+_FINE_TUNING_VIEWS: Final = 8_000
+_UNEVEN_VIEWS: Final = 12_000
 _FINE_TUNING_EPOCHS: Final = (5, 40)  # the least, and the most for a few pictures
 _LAYER_DECAY: Final = 0.85
 
@@ -90,6 +91,7 @@ class Recipe:
         layer_decay: rate of a stage as a share of the next one's.
         keeps_statistics: whether batch norms stay in evaluation mode while their weights are fine-tuned.
         lookahead: steps of the other epochs between returns to the slow weights; 0 never returns.
+        are_views_open: whether the user has said nothing about how pictures are varied.
     """
 
     options: TrainOptions
@@ -106,6 +108,7 @@ class Recipe:
     layer_decay: float
     keeps_statistics: bool
     lookahead: int
+    are_views_open: bool
 
 
 def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessing, backbone: nn.Module) -> Recipe:
@@ -176,6 +179,7 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
         layer_decay=decay,
         keeps_statistics=keeps == "keep" and not from_scratch,
         lookahead=made.lookahead or 0,
+        are_views_open=options.augmentation == AugmentOptions(),
     )
 
 
@@ -224,7 +228,8 @@ def _epochs(options: TrainOptions, survey: Survey) -> tuple[int, int]:
         return 0, epochs or _SCRATCH_EPOCHS
     if epochs is None:
         least, most = _FINE_TUNING_EPOCHS
-        tuning = min(max(round(_FINE_TUNING_VIEWS / survey.n_images), least), most)
+        views = _UNEVEN_VIEWS if survey.is_uneven else _FINE_TUNING_VIEWS
+        tuning = min(max(round(views / survey.n_images), least), most)
         head = _HEAD_EPOCHS if frozen is None else frozen
         return head, head + tuning
     return (min(_HEAD_EPOCHS, epochs // 2) if frozen is None else frozen), epochs

@@ -14,7 +14,7 @@ from edgecls.train.models import PixelClassifier, build, run_at_size
 from edgecls.train.options import SCRATCH, GeometryOptions, NetworkOptions, TrainOptions
 from edgecls.train.survey import Survey, survey_of
 
-_ENLARGEMENT: Final = 3.0  # of small pictures for weights that were trained on large ones
+_ENLARGEMENT: Final = 4.0  # of small pictures for weights that were trained on large ones
 _SMALLEST_ENLARGED: Final = 96
 
 
@@ -83,7 +83,7 @@ def _scratch_size(network: NetworkOptions, survey: Survey) -> tuple[int, int] | 
 
 
 def _size_for_small_pictures(classifier: PixelClassifier, own_hw: tuple[int, int], survey: Survey) -> tuple[int, int]:
-    """Three times the side of small pictures, where that is less than the size that the weights were trained at.
+    """Four times the side of small pictures, where that is less than the size that the weights were trained at.
 
     More would cost time and bring no detail; less would leave the last stages of the network maps of a few pixels.
     """
