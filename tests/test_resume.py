@@ -142,7 +142,7 @@ PRETRAINED = {"model": "efficientnet_lite0", "width": None, "image_size": 32, "e
         pytest.param(PRETRAINED, id="fine-tuned"),
         pytest.param({**PRETRAINED, "freeze_epochs": 4}, id="the head alone"),
         pytest.param({**PRETRAINED, "unfreeze": "last:2"}, id="the last stages, on activations"),
-        pytest.param({**PRETRAINED, "epochs": None, "freeze_epochs": None, "minutes": 0.4}, id="planned into a time"),
+        pytest.param({**PRETRAINED, "epochs": None, "freeze_epochs": None, "minutes": 0.35}, id="planned into a time"),
     ],
 )
 def test_the_recipe_of_a_run_trains_the_same_weights_again(

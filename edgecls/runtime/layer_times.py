@@ -23,6 +23,7 @@ from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.cuda import open_cuda
 from edgecls.runtime.engine_file import EngineRecord, find_tensorrt, logger_of
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.onnx_runtime import WRONG_PASSES, session_settings
 
 _N_WARM: Final = 3  # calls that are left out: they allocate
 _N_CALLS: Final = (5, 100)  # least and most that are measured
@@ -112,16 +113,13 @@ def _onnxruntime(file: Path, options: BackendOptions, batch_size: int, seconds: 
     except ImportError as error:
         raise MissingExtra("--layers", "cpu") from error
     pixels = noise(batch_size, manifest_of_onnx(file.read_bytes(), str(file)).preprocessing.size_hw)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.threads_per_lane
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings = session_settings(onnxruntime, options.threads_per_lane)
     settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder, "profile"))
         session = onnxruntime.InferenceSession(
             # as in onnx_runtime.py, so that the graph is the one that is benchmarked
-            str(file), settings, providers=_PROVIDERS[options.device], disabled_optimizers=["WeightBiasQuantization"]
+            str(file), settings, providers=_PROVIDERS[options.device], disabled_optimizers=list(WRONG_PASSES)
         )  # fmt: skip
         times = _measure(lambda: session.run(None, {session.get_inputs()[0].name: pixels}), seconds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

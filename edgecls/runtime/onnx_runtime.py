@@ -29,7 +29,7 @@ _ERRORS_ONLY: Final = 3  # ONNX Runtime's log severity
 
 # It makes the float16 biases of TensorRT's INT8 graph int32, by scales that it multiplies in float16: where the product
 # is below 6e-8 the bias is lost, and half of the answers with it (seen with 1.31). The CPU's graph has int32 biases.
-_WRONG_PASSES: Final = ("WeightBiasQuantization",)
+WRONG_PASSES: Final = ("WeightBiasQuantization",)
 
 
 class OnnxRuntimeBackend:
@@ -46,20 +46,13 @@ class OnnxRuntimeBackend:
         source = "the graph" if isinstance(model, bytes) else str(model)
         onnxruntime = _onnxruntime(f"opening {source}", options.device)
         device = _device(onnxruntime.get_available_providers(), options.device)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = _ERRORS_ONLY
-        settings.intra_op_num_threads = options.threads_per_lane
-        # threads that wait for work by spinning would take the cores from the decoding threads
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # CPUs without VNNI add two products of uint8 and int8 in 16 bits, which overflows: loud channels are cut off
-        # without a word. There ONNX Runtime then takes uint8 weights; elsewhere it changes nothing
-        settings.add_session_config_entry("session.x64quantprecision", "1")
+        settings = session_settings(onnxruntime, options.threads_per_lane)
         try:
             session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 settings,
                 providers=_providers(device, model),
-                disabled_optimizers=list(_WRONG_PASSES),
+                disabled_optimizers=list(WRONG_PASSES),
             )
         except Exception as error:  # the binding raises a class of its own for each kind of damage
             reason = str(error).splitlines()[0]
@@ -104,6 +97,23 @@ class OnnxRuntimeBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None  # frees the session's memory, on the GPU too
+
+
+def session_settings(onnxruntime: Any, n_threads: int) -> Any:
+    """How every session of ours is opened.
+
+    Args:
+        n_threads: of one call.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.intra_op_num_threads = n_threads
+    # threads that wait for work by spinning would take the cores from the decoding threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # CPUs without VNNI add two products of uint8 and int8 in 16 bits, which overflows: loud channels are cut off
+    # without a word. There ONNX Runtime then takes uint8 weights; elsewhere this changes nothing
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    return settings
 
 
 def onnxruntime_devices() -> list[Provided]:

@@ -59,7 +59,7 @@ class NetworkOptions:
     )
     image_size: tuple[int, ...] | None = option(
         None, "Height and width of the network's input in pixels; one number for a square.",
-        shown="the weights' own, or four times the pictures' where they are small; from scratch the pictures', 32 to 128",
+        shown="the weights' own, or four times the pictures' where they are small; from scratch 32 to 128",
     )  # fmt: skip
     width: int | None = option(
         None, "Channels of the first layer of cnn, resnet9 and airbench.", shown="16; 32 for airbench"

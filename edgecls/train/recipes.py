@@ -139,33 +139,28 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
     is_partial = transfer.unfreeze != "all"
     names = options.augmentation.augment or (("none",) if is_partial else ("light",))
     views = augmentation(names, options.augmentation.erase, options.augmentation.crop_area)
-    uneven: Monitor = "balanced-accuracy" if survey.is_uneven else "accuracy"
-    weights: Balance = "weights" if survey.is_uneven else "none"
     keeps: NormStatistics = transfer.norm_statistics or "keep"
     decay = (1.0 if from_scratch else _LAYER_DECAY) if transfer.layer_decay is None else transfer.layer_decay
+    made = _filled(recipe, usual, survey, first)
     made = replace(
-        recipe, epochs=None if recipe.minutes else epochs, batch_size=batch_size, optimizer=usual.optimizer,
-        lr=None if recipe.find_lr else peak,
-        momentum=first.momentum if usual.optimizer == "sgd" else None, weight_decay=first.weight_decay,
-        schedule=first.schedule, balance=recipe.balance or weights, monitor=recipe.monitor or uneven,
-        label_smoothing=usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
-        lookahead=usual.lookahead if recipe.lookahead is None and rest else recipe.lookahead,
+        made, epochs=None if recipe.minutes else epochs, batch_size=batch_size, lr=None if recipe.find_lr else peak,
+        lookahead=made.lookahead if rest else recipe.lookahead,
     )  # fmt: skip
-    complete = replace(
+    filled = replace(
         options,
         network=replace(network, image_size=preprocessing.size_hw, weights=network.resolved_weights),
         geometry=_geometry(options, preprocessing),
-        transfer=replace(transfer, freeze_epochs=head_epochs, layer_decay=decay if rest else None),
+        transfer=replace(transfer, freeze_epochs=head_epochs),
         recipe=made,
     )
     if rest:
-        complete = replace(complete, augmentation=replace(options.augmentation, augment=views.operations or ("none",)))
+        tuned = replace(filled.transfer, layer_decay=decay)
         if not from_scratch:
-            rate = None if recipe.find_lr else fine
-            tuned = replace(complete.transfer, fine_tune_lr=rate, norm_statistics=keeps)
-            complete = replace(complete, transfer=tuned)
+            tuned = replace(tuned, fine_tune_lr=None if recipe.find_lr else fine, norm_statistics=keeps)
+        named = replace(options.augmentation, augment=views.operations or ("none",))
+        filled = replace(filled, transfer=tuned, augmentation=named)
     return Recipe(
-        options=complete,
+        options=filled,
         batch_size=batch_size,
         label_smoothing=made.label_smoothing or 0.0,
         balance=made.balance or "none",
@@ -181,6 +176,19 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
         lookahead=made.lookahead or 0,
         are_views_open=options.augmentation == AugmentOptions(),
     )
+
+
+def _filled(recipe: RecipeOptions, usual: Usual, survey: Survey, optimizer: OptimizerOptions) -> RecipeOptions:
+    """The choices that do not depend on the phase in the place of None."""
+    uneven: Monitor = "balanced-accuracy" if survey.is_uneven else "accuracy"
+    weights: Balance = "weights" if survey.is_uneven else "none"
+    return replace(
+        recipe, optimizer=optimizer.name, momentum=optimizer.momentum if optimizer.name == "sgd" else None,
+        weight_decay=optimizer.weight_decay, schedule=optimizer.schedule, balance=recipe.balance or weights,
+        monitor=recipe.monitor or uneven,
+        label_smoothing=usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
+        lookahead=usual.lookahead if recipe.lookahead is None else recipe.lookahead,
+    )  # fmt: skip
 
 
 def chosen(recipe: Recipe, survey: Survey) -> str:
