@@ -180,7 +180,7 @@ class RecipeOptions:
 
     epochs: int | None = option(
         None, "Passes over the training images, those of the head among them.",
-        shown="with trained weights 10 and what shows 8,000 pictures, else 15; what fits into --minutes",
+        shown="with trained weights 10 and what shows 4,500 pictures, else 15; what fits into --minutes",
     )  # fmt: skip
     minutes: float | None = option(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -34,10 +35,11 @@ _HEAD_EPOCHS: Final = 10
 _HEAD_LR: Final = 3e-3
 _HEAD_DROPOUT: Final = 0.5
 _SCRATCH_EPOCHS: Final = 15
-# pictures that all weights see. EfficientNet-Lite0 at 224 px sees 31 of them a second on two cores: five to seven
-# minutes. Where classes are uneven, the rare ones are a small part of them
-_FINE_TUNING_VIEWS: Final = 8_000
-_UNEVEN_VIEWS: Final = 12_000
+# Pictures of 224 px that all weights see; of smaller ones more, as they cost less. EfficientNet-Lite0 sees 15 to 31 of
+# them a second on two cores: 3 to 5 minutes, and up to 9 where classes are uneven and the rare ones are few among them.
+_FINE_TUNING_VIEWS: Final = 4_500
+_UNEVEN_VIEWS: Final = 8_000
+_VIEWS_AT: Final = 224  # pixels a side
 _FINE_TUNING_EPOCHS: Final = (5, 40)  # the least, and the most for a few pictures
 _LAYER_DECAY: Final = 0.85
 
@@ -128,7 +130,7 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
     if recipe.momentum is not None and usual.optimizer != "sgd":
         raise OptionError(f"--momentum with {usual.optimizer}: only sgd has one; add --optimizer sgd, or leave it out")
     batch_size = recipe.batch_size or (usual.batch_size if max(preprocessing.size_hw) <= SMALL else 32)
-    head_epochs, epochs = _epochs(options, survey)
+    head_epochs, epochs = _epochs(options, survey, preprocessing.size_hw)
     in_proportion = from_scratch and usual.optimizer == "sgd"
     peak = recipe.lr or usual.lr * (batch_size / 128 if in_proportion else 1)
     fine = peak if from_scratch else transfer.fine_tune_lr or _FINE_TUNE_LR[usual.optimizer]
@@ -229,7 +231,7 @@ def head_alone(options: TrainOptions) -> TrainOptions:
     return replace(options, transfer=transfer, recipe=first, augmentation=AugmentOptions())
 
 
-def _epochs(options: TrainOptions, survey: Survey) -> tuple[int, int]:
+def _epochs(options: TrainOptions, survey: Survey, size_hw: tuple[int, int]) -> tuple[int, int]:
     """Epochs of the head, and of all phases together."""
     frozen, epochs = options.transfer.freeze_epochs, options.recipe.epochs
     if options.is_from_scratch:
@@ -237,7 +239,8 @@ def _epochs(options: TrainOptions, survey: Survey) -> tuple[int, int]:
     if epochs is None:
         least, most = _FINE_TUNING_EPOCHS
         views = _UNEVEN_VIEWS if survey.is_uneven else _FINE_TUNING_VIEWS
-        tuning = min(max(round(views / survey.n_images), least), most)
+        larger = math.sqrt(math.prod(size_hw)) / _VIEWS_AT
+        tuning = min(max(round(views / larger / survey.n_images), least), most)
         head = _HEAD_EPOCHS if frozen is None else frozen
         return head, head + tuning
     return (min(_HEAD_EPOCHS, epochs // 2) if frozen is None else frozen), epochs
