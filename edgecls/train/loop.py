@@ -14,7 +14,6 @@ from typing import Any, Final, cast
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from edgecls.train.options import MachineOptions
 from edgecls.train.pace import Pace
 from edgecls.train.progress import Epoch, PhaseName, Progress
 from edgecls.train.recorder import Recorder, without_improvement
+from edgecls.train.scores import Counts, Sums, Validated
 from edgecls.train.stages import set_training_mode
 
 _KEPT: Final = "edgecls"  # our part of Lightning's checkpoint
@@ -109,76 +109,6 @@ class LoopOptions:
     on_progress: Callable[[Progress], None] = lambda progress: None
 
 
-class _Sums:
-    """Loss and hits of an epoch, summed on the device: asking for a number at every step would stall a GPU."""
-
-    def __init__(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.hits: Tensor | float = 0.0
-        self.n = 0
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        classes = targets.argmax(1) if targets.ndim == 2 else targets  # of mixed pictures the larger part
-        self.loss = self.loss + loss.detach() * len(targets)
-        self.hits = self.hits + (logits.detach().argmax(1) == classes).sum()
-        self.n += len(targets)
-
-    def means(self, trainer: L.Trainer) -> tuple[float, float]:
-        """Of all processes together."""
-        device = trainer.strategy.root_device
-        sums = torch.tensor([float(self.loss), float(self.hits), float(self.n)], dtype=torch.float64, device=device)
-        loss, hits, n = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return loss / max(n, 1), hits / max(n, 1)
-
-
-@dataclass(frozen=True)
-class Validated:
-    """What the validation images of all processes gave; all but the loss are fractions.
-
-    Attributes:
-        recall, f1: means over the classes that have images.
-        n_answered: classes that were answered at least once.
-    """
-
-    loss: float
-    accuracy: float
-    recall: float
-    f1: float
-    n_answered: int
-
-
-class _Counts:
-    """Answers of an epoch's validation by class, counted on the device."""
-
-    def __init__(self, n_classes: int) -> None:
-        self.loss: Tensor | float = 0.0
-        self.by_class: Tensor | float = 0.0  # (3, n_classes): images, answers, hits
-        self.n_classes = n_classes
-
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        self.loss = self.loss + F.cross_entropy(logits, targets, reduction="sum")
-        answers = logits.argmax(1)
-        rows = (targets, answers, targets[answers == targets])
-        self.by_class = self.by_class + torch.stack([torch.bincount(row, minlength=self.n_classes) for row in rows])
-
-    def figures(self, trainer: L.Trainer) -> Validated:
-        device = trainer.strategy.root_device
-        counts = torch.zeros(3, self.n_classes, dtype=torch.float64, device=device) + self.by_class
-        loss = torch.tensor([float(self.loss)], dtype=torch.float64, device=device)
-        summed = trainer.strategy.reduce(torch.cat([loss, counts.flatten()]), reduce_op="sum").cpu()
-        images, answers, hits = summed[1:].view(3, self.n_classes)
-        present, n = images > 0, float(images.sum())
-        recall = (hits[present] / images[present]).mean() if n else 0.0
-        f1 = (2 * hits[present] / (images + answers)[present]).mean() if n else 0.0
-        return Validated(
-            float(summed[0]) / max(n, 1),
-            float(hits.sum()) / max(n, 1),
-            float(recall),
-            float(f1),
-            int((answers > 0).sum()),
-        )
-
-
 _NEARLY: Final = 0.97  # of the loss of guessing: what a network that has learnt nothing stays at
 _COLLAPSED_EPOCHS: Final = 3  # and as many steps, or slow beginners of a few pictures would be taken for collapsed
 _COLLAPSED_STEPS: Final = 100
@@ -195,7 +125,7 @@ class Training(L.LightningModule):
         self.classifier, self.phase, self.recorder, self.on_progress = classifier, phase, recorder, on_progress
         self.train_batches, self.val_batches = batches
         self._loss = (loss,)  # in a tuple, so that a teacher's weights are not part of the checkpoint
-        self.train_sums, self.val_counts = _Sums(), _Counts(classifier.n_classes)
+        self.train_sums, self.val_counts = Sums(), Counts(classifier.n_classes)
         self.started = self.began = time.perf_counter()
         self.n_before = 0  # epochs of this phase that another process has trained
         self.validated: Validated | None = None
@@ -236,7 +166,7 @@ class Training(L.LightningModule):
         torch.manual_seed(generator_of(self.phase.seed, epoch, self.global_rank).initial_seed())
         set_training_mode(self.classifier, keeps_statistics=self.phase.keeps_statistics)
         self.phase.pace.begin(self.n_done)
-        self.train_sums, self.started = _Sums(), time.perf_counter()
+        self.train_sums, self.started = Sums(), time.perf_counter()
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         logits = self.phase.logits(self.classifier, batch.inputs)
@@ -269,7 +199,7 @@ class Training(L.LightningModule):
         )  # fmt: skip
 
     def on_validation_epoch_start(self) -> None:
-        self.val_counts = _Counts(self.classifier.n_classes)
+        self.val_counts = Counts(self.classifier.n_classes)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         if len(batch.targets):  # the last batch may have none for this process

@@ -72,11 +72,11 @@ class NetworkOptions:
     )  # fmt: skip
     padding: Padding = option("same", "Padding of the convolutions of cnn: same keeps the size, none loses 2 px.")
     last_pool: LastPool | None = option(
-        None, "End of cnn: average over the map, or all of its places, behind a max pooling or none.",
+        None, "How cnn ends: with the average over the map, or with all of its places, after a max pooling or none.",
         shown="max with --hidden, else average",
     )  # fmt: skip
     batch_norm: BatchNorm = option(
-        "conv", "Batch norm of cnn: after every conv, once a block, or none; none for mlp too."
+        "conv", "Where cnn has a batch norm: after every convolution, once in a block, or nowhere; none is for mlp too."
     )
     hidden: tuple[int, ...] | None = option(
         None, "Widths of the fully connected layers before the logits, such as 512,256.",
@@ -191,15 +191,17 @@ class RecipeOptions:
         None, "Images between two validations, which end an epoch.", shown="all training images; fewer with --minutes"
     )
     batch_size: int | None = option(
-        None, "Images a step, over all devices.", shown="128 up to 64 px (256 for airbench), else 32"
+        None,
+        "How many images make one step, on all devices together.",
+        shown="128 up to 64 px (256 for airbench), else 32",
     )
     lr: float | None = option(
-        None, "Peak learning rate of the first phase.",
+        None, "Highest learning rate of the first phase.",
         shown="0.003; from scratch sgd 0.1 (airbench 0.19) at batch 128, adam 0.001, linear 0.0001",
     )  # fmt: skip
     optimizer: Optimizer | None = option(
         None,
-        "sgd (Nesterov), adam or adamw.",
+        "What moves the weights: sgd (with Nesterov momentum), adam or adamw.",
         shown="from scratch sgd, adamw for linear, adam for layers without batch norm; else adamw",
     )
     momentum: float | None = option(None, "Momentum of sgd.", shown="0.9; 0.85 for airbench")
@@ -224,7 +226,7 @@ class RecipeOptions:
         "classes.",
         shown="balanced-accuracy where the largest class has five times the images of the smallest, else accuracy",
     )  # fmt: skip
-    clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.")
+    clip: float = option(0.0, "The gradient is made no longer than this norm; 0 is no limit.")
     accumulate: int = option(1, "Batches whose gradients make one step.")
     ema: float = option(0.0, "Decay of a moving average of the weights, such as 0.99, that is kept; 0 for none.")
     lookahead: int | None = option(
@@ -275,8 +277,10 @@ class AugmentOptions:
     crop_area: float | None = option(
         None, "Smallest share of a picture's area that the crop of --augment keeps.", shown="0.35"
     )
-    mixup: float = option(0.0, "Mix pairs of pictures; the parameter of the beta distribution, such as 0.2.")
-    cutmix: float = option(0.0, "Paste a part of another picture; the same parameter, such as 1.")
+    mixup: float = option(
+        0.0, "Mix pairs of pictures; the number is the parameter of the beta distribution, such as 0.2."
+    )
+    cutmix: float = option(0.0, "Paste a part of another picture; the number is the same parameter, such as 1.")
     erase: float = option(0.0, "Share of the pictures of which a random rectangle is erased.")
 
     def __post_init__(self) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 import torch
-from torch import Tensor
 
 from edgecls.datasets import Dataset, Split
 from edgecls.errors import Collapsed, Diverged, TrainingError
@@ -17,12 +16,10 @@ from edgecls.metrics import wilson_interval
 from edgecls.runs import CHECKPOINT, RESUME
 from edgecls.train.augment import Augmentation
 from edgecls.train.batches import Batches, Drawing, Inputs
-from edgecls.train.cut import activation_bytes, cut_before_trained
-from edgecls.train.features import Features, features_of
-from edgecls.train.loop import Logits, LoopOptions, Phase, fit, kept_progress
+from edgecls.train.features import Features
+from edgecls.train.loop import LoopOptions, Phase, fit, kept_progress
 from edgecls.train.losses import Loss, Teacher, class_weights, guessing_loss
-from edgecls.train.machine import free_memory, is_out_of_memory, resolved_device
-from edgecls.train.mixing import Mixing
+from edgecls.train.machine import is_out_of_memory, resolved_device
 from edgecls.train.models import PixelClassifier, read_state_dict
 from edgecls.train.optimizers import OptimizerOptions
 from edgecls.train.options import AugmentOptions, RecipeOptions, TrainOptions
@@ -32,40 +29,18 @@ from edgecls.train.rates import find_lr
 from edgecls.train.recipes import Recipe, head_alone
 from edgecls.train.recorder import Recorder
 from edgecls.train.stages import learning_rate_scales, stages, unfreeze
+from edgecls.train.stretch import Pictures, Stretch, stretch_of
 from edgecls.train.timing import Timing, time_batches
 
 _T = TypeVar("_T")
 
 _FEATURE_BATCH: Final = 1024  # validating on cached features
-_GPU_SHARE: Final = 0.25  # of the free memory of a GPU may hold the pixels of the training
-_MEMORY_SHARE: Final = 0.5  # of the free memory may hold activations
 _LOWERED: Final = 0.25  # rate of the second attempt as a share of the first's
 _LOSS_MARGIN: Final = 1.25  # a validation loss that is so many times the head's has fallen behind
 _FEWEST_PASSES: Final = 2.0  # over the training images, for which all weights are worth a start
 _LAST_SHARE: Final = 3  # of the stages, the last third is trained where the time is too short for all
 _WORTH_TIMING: Final = 30  # steps, for which it is worth saying how long they take
 _FIGURES_SECONDS: Final = 4.0  # after the last epoch: figures, golden answers, tables
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """What the weights behind the head learn from.
-
-    Attributes:
-        which: weights are trained, as `--unfreeze` names them.
-        pixels: or activations in front of them, of the splits `train` and `val`.
-        logits: how a batch of those becomes logits.
-    """
-
-    which: str
-    pixels: Mapping[Split, Inputs]
-    targets: Mapping[str, Tensor]
-    logits: Logits
-    drawing: Drawing
-
-    @property
-    def title(self) -> str:
-        return "all weights" if self.which == "all" else f"unfrozen {self.which}"
 
 
 class Phases:
@@ -93,8 +68,9 @@ class Phases:
         self.classifier, self.recipe, self.recorder, self.loop = classifier, recipe, recorder, loop
         self.options, self.record, self.deadline, self.say = recipe.options, record, deadline, say
         self.targets = {split: torch.from_numpy(dataset.targets(split)) for split in ("train", "val")}
+        self.pictures = Pictures(pixels, self.targets)
         self.n_judged = sum(len(dataset.splits[split]) for split in ("val", "test"))
-        self.pixels, self.teacher, self.features = pixels, teacher, features
+        self.teacher, self.features = teacher, features
         self.n_classes = len(dataset.labels)
         self.seconds: dict[str, float] = {}
 
@@ -137,7 +113,7 @@ class Phases:
         phase = self._phase("head", "the head", Pace(self.recipe.head_epochs, steps), optimizer)
         if phase.is_over(self.recorder):
             return
-        features = {split: self.features(self.classifier, self.pixels[split]) for split in ("train", "val")}
+        features = {split: self.features(self.classifier, self.pictures.pixels[split]) for split in ("train", "val")}
         dropout = self.classifier.head_dropout
         usual, dropout.p = dropout.p, self.recipe.head_dropout
         self._frozen_backbone(True)
@@ -252,8 +228,9 @@ class Phases:
     def _batches(self, phase: Phase, stretch: Stretch) -> tuple[Batches, Batches]:
         size = -(-self.recipe.batch_size * self.options.recipe.accumulate // phase.accumulate)
         n_images = self.options.recipe.epoch_images
-        train = Batches(stretch.pixels["train"], stretch.targets["train"], size, stretch.drawing, n_images=n_images)
-        return train, Batches(stretch.pixels["val"], stretch.targets["val"], size)
+        pixels, targets = stretch.pictures.pixels, stretch.pictures.targets
+        train = Batches(pixels["train"], targets["train"], size, stretch.drawing, n_images=n_images)
+        return train, Batches(pixels["val"], targets["val"], size)
 
     def _planned(self, phase: Phase, stretch: Stretch, *, has_head: bool) -> tuple[Phase, Stretch] | None:
         """Time a few steps, say when the training will end, and fit it into the time that there is.
@@ -299,8 +276,8 @@ class Phases:
         if stretch.which == "all" and n_stages > 1:
             self.say(f"--minutes: the time is too short for all weights; trying {which}")
             if self.recipe.are_views_open:  # so that what is in front of those stages runs once
-                self.recipe = replace(self.recipe, augmentation=Augmentation())
                 self.options = replace(self.options, augmentation=AugmentOptions(augment=("none",)))
+                self.recipe = replace(self.recipe, options=self.options, augmentation=Augmentation())
             less = self._stretch(which)
             return self._planned(replace(phase, logits=less.logits, title=less.title), less, has_head=True)
         self.say("--minutes: the time is too short for more than the head, which is trained already")
@@ -319,47 +296,10 @@ class Phases:
         self.record(self.options)
 
     def _stretch(self, which: str) -> Stretch:
-        """Unfreeze, and choose what it learns from: pixels, or activations that are computed once."""
-        unfreeze(self.classifier, which)
-        mix, recipe = self.options.augmentation, self.recipe
-        mixing = Mixing(self.n_classes, mix.mixup, mix.cutmix) if mix.mixup or mix.cutmix else None
-        drawing = Drawing(self.options.data_use.seed, recipe.balance == "sampling", recipe.augmentation, mixing)
-        pixels, targets = self._on_device()
-        cached = self._activations(which, mixing)
-        if cached:
-            drawing = replace(drawing, augmentation=None)
-            return Stretch(which, cached[0], targets, cached[1], drawing)
-        return Stretch(which, pixels, targets, _whole, drawing)
-
-    def _activations(self, which: str, mixing: Mixing | None) -> tuple[Mapping[Split, Inputs], Logits] | None:
-        """What the frozen front gives for every picture, on a CPU, where no picture is varied and memory has room."""
-        if which == "all" or self.recipe.augmentation.operations or self.recipe.augmentation.erase or mixing:
-            return None
-        if self.options.recipe.ema or self.teacher or resolved_device(self.loop.machine) != "cpu":
-            return None
-        cut = cut_before_trained(self.classifier)
-        if cut is None:
-            return None
-        size_hw = self.options.network.size_hw
-        assert size_hw  # of a recipe
-        n_images = sum(len(self.targets[split]) for split in self.targets)
-        if n_images * activation_bytes(cut, size_hw) > _MEMORY_SHARE * free_memory():
-            return None
-        self.say(f"the activations in front of {which} are computed once: pictures are not varied")
-        rest = cut.rest
-        splits: tuple[Split, ...] = ("train", "val")
-        activations: dict[Split, Inputs] = {split: features_of(cut.front, self.pixels[split]) for split in splits}
-        return activations, lambda classifier, inputs: classifier.classify(rest(inputs))
-
-    def _on_device(self) -> tuple[Mapping[Split, Inputs], Mapping[str, Tensor]]:
-        """Pixels and targets, on the GPU where they fit: gathering and augmenting there costs next to nothing."""
-        if resolved_device(self.loop.machine) == "cpu" or self.loop.machine.devices > 1:
-            return self.pixels, self.targets
-        tensors = {split: each for split, each in self.pixels.items() if isinstance(each, Tensor)}
-        free, _ = torch.cuda.mem_get_info()
-        if len(tensors) < len(self.pixels) or sum(each.nbytes for each in tensors.values()) > free * _GPU_SHARE:
-            return self.pixels, self.targets
-        return {s: t.cuda() for s, t in tensors.items()}, {s: t.cuda() for s, t in self.targets.items()}
+        return stretch_of(
+            which, self.classifier, self.pictures, self.recipe, self.loop.machine,
+            is_taught=self.teacher is not None, say=self.say,
+        )  # fmt: skip
 
     def _steps(self) -> int:
         """Optimiser steps of an epoch."""
@@ -415,11 +355,6 @@ class Phases:
     def _frozen_backbone(self, is_frozen: bool) -> None:
         for parameter in self.classifier.backbone.parameters():
             parameter.requires_grad_(not is_frozen)
-
-
-def _whole(classifier: PixelClassifier, pixels: Tensor) -> Tensor:
-    logits: Tensor = classifier(pixels)
-    return logits
 
 
 def _forecast(title: str, epochs: int, seconds: float, images: str = "") -> str:
