@@ -186,6 +186,10 @@ def train(
     elif others := given - {"resume", "as_json"}:
         typed = ", ".join("DATA" if name == "data" else flag_name(name) for name in sorted(others))
         raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
+    else:
+        from edgecls.train.preflight import options_of_run
+
+        options_of_run(resume)
     from edgecls.live import live_line
 
     with live_line(console) as live, _needs_extra("edgecls train", "train"):

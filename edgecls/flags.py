@@ -95,4 +95,6 @@ def _parsed(flag: Flag, value: Any) -> Any:
         return [each(word.strip()) for word in value.split(",") if word.strip()]
     except ValueError as error:
         name = flag.name.replace("_", "-")
-        raise OptionError(f"--{name} {value}: expected {each.__name__} values with commas between") from error
+        raise OptionError(
+            f"--{name} {value}: expected {each.__name__} values with commas between, no spaces"
+        ) from error

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgecls.errors import OptionError
 from edgecls.train import augment
-from edgecls.train.augment import OPERATIONS, PRESETS, Augmentation, augmentation
+from edgecls.train.augment import Augmentation, augmentation
 from edgecls.train.mixing import Mixing
+from edgecls.train.variations import OPERATIONS, PRESETS
 
 NAMES = sorted({*PRESETS, *OPERATIONS} - {"none"})
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from edgecls.errors import OptionError
+from edgecls.train.variations import OPERATIONS, operations_of
 
 # 8 pictures of 224 px, whose floats are 5 MB: 32 at once take 1.4 times as long, in fresh memory for every step. The
 # same on a GPU, so that it draws what the CPU draws.
@@ -212,17 +212,6 @@ _POLICIES: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "augmix": v2.AugMix(fill=_FILL),  # arXiv 1912.02781
 }
 
-OPERATIONS: Final = (*_GEOMETRY, *_TONES, *_POLICIES)  # in the order in which they are applied
-PRESETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "none": (),
-    "shift": ("shift",),
-    "light": ("shift", "flip"),
-    "standard": ("crop", "flip"),
-    "trivial": ("crop", "flip", "trivial"),
-    "augmix": ("crop", "flip", "augmix"),
-}
-_SPELLINGS: Final = {"color": "colour", "gray": "grey"}
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -281,7 +270,7 @@ class Augmentation:
         return result
 
     def _names(self, table: Mapping[str, object]) -> list[str]:
-        return [name for name in table if name in self.operations]
+        return [name for name in OPERATIONS if name in table and name in self.operations]
 
 
 def _each(policy: Callable[[Tensor], Tensor], images: Tensor, generator: torch.Generator) -> Tensor:
@@ -317,29 +306,10 @@ def _spans(shares: Tensor, places: Tensor, size: int) -> Tensor:
 def augmentation(names: Sequence[str], erase: float = 0.0, crop_area: float | None = None) -> Augmentation:
     """What these presets and operations do together, in any order.
 
-    `trivial` and `augmix` are both: alone they come with crop and flip, beside other names they add themselves only, so
-    that `shift,trivial` mirrors nothing.
-
     Args:
         crop_area: smallest share of the area that the crop keeps; None for the usual one.
 
     Raises:
-        OptionError: an unknown name, none with others, or a crop area without a crop.
+        OptionError: as `operations_of`.
     """
-    spelt = [_SPELLINGS.get(name, name) for name in names]
-    for name in spelt:
-        if name not in PRESETS and name not in OPERATIONS:
-            operations = ", ".join(other for other in OPERATIONS if other not in PRESETS)
-            raise OptionError(f"--augment {name}: expected one of {', '.join(PRESETS)}, or operations: {operations}")
-    if "none" in spelt and len(set(spelt)) > 1:
-        raise OptionError(f"--augment {','.join(names)}: none goes with no other; leave it out")
-    if len(set(spelt)) == 1:
-        chosen = set(PRESETS.get(spelt[0], spelt[:1]))
-    else:
-        chosen = {part for name in spelt for part in ((name,) if name in OPERATIONS else PRESETS[name])}
-    if crop_area is not None and "crop" not in chosen:
-        raise OptionError(
-            f"--crop-area {crop_area} with --augment {','.join(names)}: nothing is cropped; add crop, or leave it out"
-        )
-    applied = tuple(name for name in OPERATIONS if name in chosen)
-    return Augmentation(applied, erase, CROP_AREA if crop_area is None else crop_area)
+    return Augmentation(operations_of(names), erase, CROP_AREA if crop_area is None else crop_area)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Resize
 from edgecls.options import flag_name, flags_of, option
+from edgecls.train.variations import operations_of
 
 SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
 LITE_NAMES: Final = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -17,6 +18,7 @@ TIMM_PREFIX: Final = "timm/"
 IMAGENET: Final = "imagenet"
 NONE: Final = "none"
 TRACKERS: Final = ("mlflow", "wandb")
+_MOST_MINUTES: Final = 60 * 24 * 30  # a month
 _ONLY_OF: Final = {
     "width": ("cnn", "resnet9", "airbench"),
     "blocks": ("cnn",),
@@ -180,7 +182,8 @@ class RecipeOptions:
 
     epochs: int | None = option(
         None, "Passes over the training images, those of the head among them.",
-        shown="with trained weights 10 and what shows 4,500 pictures, else 15; what fits into --minutes",
+        shown="15 from scratch; else 10 for the head and 4 to 40 more, fewer where there are more pictures; with "
+        "--minutes as many as fit",
     )  # fmt: skip
     minutes: float | None = option(
         None,
@@ -242,7 +245,8 @@ class RecipeOptions:
 
     def __post_init__(self) -> None:
         _expect(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _expect(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0")
+        fits = self.minutes is None or 0 < self.minutes <= _MOST_MINUTES
+        _expect(fits, "minutes", self.minutes, f"a number above 0 and up to {_MOST_MINUTES:,}")
         images = self.epoch_images
         _expect(images is None or images >= 2, "epoch-images", images, "2 or more")
         at = self.schedule_at or (1.0,)
@@ -284,8 +288,11 @@ class AugmentOptions:
     erase: float = option(0.0, "Share of the pictures of which a random rectangle is erased.")
 
     def __post_init__(self) -> None:
-        area = self.crop_area
+        area, names = self.crop_area, self.augment
         _expect(area is None or 0 < area <= 1, "crop-area", area, "a number above 0 and at most 1")
+        operations = () if names is None else operations_of(names)
+        if area is not None and "crop" not in operations:
+            raise OptionError(f"--crop-area {area}: nothing is cropped; add --augment crop, or leave it out")
         _expect(self.mixup >= 0, "mixup", self.mixup, "0 or more")
         _expect(self.cutmix >= 0, "cutmix", self.cutmix, "0 or more")
         _expect(0 <= self.erase <= 1, "erase", self.erase, "0 to 1")
@@ -365,7 +372,10 @@ class TrainOptions:
         fits = frozen is None or epochs is None or frozen <= epochs
         _expect(fits, "freeze-epochs", frozen, f"0 to --epochs ({epochs})")
         if frozen and self.is_from_scratch:
-            raise OptionError("--freeze-epochs with --weights none would freeze random weights; leave one of them out")
+            raise OptionError(
+                f"--freeze-epochs {frozen}: {self.network.model} begins with random weights, and would freeze random "
+                "weights; leave it out, or name trained --weights"
+            )
         if self.data_use.folds and self.source.extend:
             raise OptionError("--folds with --extend: folds are of one network on one data set; leave one out")
         _expect_in_use(self.network)
@@ -433,7 +443,7 @@ def without_effect() -> tuple[WithoutEffect, ...]:
         WithoutEffect(
             "with --classifier", lambda options: options.is_classical,
             tuple(name for name in _names() if name not in _OF_CLASSICAL),
-            "it is fitted on features that are computed once, and no network is trained",
+            "a classifier is fitted on features that are computed once, and no network is trained",
         ),
         WithoutEffect(
             "with as many --freeze-epochs as --epochs", lambda options: options.is_head_alone,
@@ -447,12 +457,12 @@ def without_effect() -> tuple[WithoutEffect, ...]:
         ),
         WithoutEffect(
             "without --teacher", lambda options: not options.source.teacher, ("temperature", "teacher_weight"),
-            "nobody's answers are learnt",
+            "it has an effect only with a teacher; add --teacher RUN",
         ),
         WithoutEffect(
             "with --minutes", lambda options: options.recipe.minutes is not None,
             ("epochs", "epoch_images", "schedule_at", "patience", "devices", "nodes"),
-            "the number of epochs is planned for one process on this machine, and all of the time is used",
+            "the epochs are planned for one process on this machine, and all of the time is used",
         ),
         WithoutEffect(
             "with --folds", lambda options: bool(options.data_use.folds), ("val_fraction",),
@@ -474,7 +484,8 @@ def _expect_effect(options: TrainOptions) -> None:
     for rule in without_effect():
         ignored = [flag_name(name) for name in rule.names if name in given]
         if ignored and rule.applies(options):
-            raise OptionError(f"{', '.join(ignored)} {rule.kind}: {rule.why}; leave it out")
+            them = "it" if len(ignored) == 1 else "them"
+            raise OptionError(f"{', '.join(ignored)} {rule.kind}: {rule.why}; leave {them} out")
     optimizer, schedule = options.recipe.optimizer, options.recipe.schedule
     adaptive = optimizer or ("sgd" if options.is_from_scratch else "adamw")
     if options.recipe.momentum is not None and adaptive != "sgd":

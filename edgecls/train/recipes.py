@@ -36,11 +36,11 @@ _HEAD_LR: Final = 3e-3
 _HEAD_DROPOUT: Final = 0.5
 _SCRATCH_EPOCHS: Final = 15
 # Pictures of 224 px that all weights see; of smaller ones more, as they cost less. EfficientNet-Lite0 sees 15 to 31 of
-# them a second on two cores: 3 to 5 minutes, and up to 9 where classes are uneven and the rare ones are few among them.
-_FINE_TUNING_VIEWS: Final = 4_500
+# them a second on two cores: 2 to 5 minutes, twice that where classes are uneven and the rare ones are few among them.
+_FINE_TUNING_VIEWS: Final = 4_000
 _UNEVEN_VIEWS: Final = 8_000
 _VIEWS_AT: Final = 224  # pixels a side
-_FINE_TUNING_EPOCHS: Final = (5, 40)  # the least, and the most for a few pictures
+_FINE_TUNING_EPOCHS: Final = (4, 40)  # the least, and the most for a few pictures
 _LAYER_DECAY: Final = 0.85
 
 

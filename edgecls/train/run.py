@@ -8,14 +8,10 @@ from pathlib import Path
 
 from edgecls.datasets import SPLITS, Dataset, read_split
 from edgecls.errors import EdgeclsError, RunError
-from edgecls.options import from_flat, read_flat
 from edgecls.runs import (
-    METRICS,
     RECIPE,
-    RESUME,
     SPLIT,
     create_run_folder,
-    find_model,
     point_latest_at,
 )
 from edgecls.train.classical_run import classical_start, train_classical
@@ -23,7 +19,7 @@ from edgecls.train.extend import train_extended
 from edgecls.train.folds import FoldsResult, train_folds
 from edgecls.train.machine import keep_freed_memory, rank
 from edgecls.train.options import TrainOptions
-from edgecls.train.preflight import open_for
+from edgecls.train.preflight import open_for, options_of_run
 from edgecls.train.progress import Listener
 from edgecls.train.record import repeatable, write_recipe
 from edgecls.train.result import TrainResult
@@ -72,12 +68,7 @@ def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | F
         OptionError, DatasetError, TrainingError, MissingExtra: as `train`.
     """
     keep_freed_memory()
-    folder = find_model(name)
-    if not (folder / RECIPE).is_file():
-        raise RunError(f"{name}: no {RECIPE} in it, so there is nothing to resume; start anew with: edgecls train DATA")
-    options = from_flat(TrainOptions, read_flat(folder / RECIPE), str(folder / RECIPE))
-    if (folder / METRICS).is_file() and not _is_unfinished(folder):
-        raise RunError(f"{name}: its training has ended; to train on, use --weights {folder}/checkpoint.pt")
+    folder, options = options_of_run(name)
     seed_all(options)
     dataset = open_for(options)
     if (folder / SPLIT).is_file() and not options.source.extend:
@@ -88,10 +79,6 @@ def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | F
                 "put them back, or start anew"
             )
     return _train_in(folder, options, dataset, listener, time.perf_counter())
-
-
-def _is_unfinished(folder: Path) -> bool:
-    return (folder / RESUME).is_file()
 
 
 def _train_in(
