@@ -38,6 +38,7 @@ RECIPES: Mapping[str, dict[str, Any]] = {
     "batch norms learn": {"norm_statistics": "learn"},
     "moving average 0.9": {"ema": 0.9},
     "classes not weighed": {"balance": "none"},
+    "all classes weigh the same": {"balance": "weights"},
     "classes drawn equally often": {"balance": "sampling"},
     "crop of 0.35": {"augment": ["crop", "flip"]},
     "crop of 0.7": {"augment": ["crop", "flip"], "crop_area": 0.7},
@@ -186,7 +187,7 @@ def main() -> None:
     root = Path(os.environ["EDGECLS_DATA"])
     print("| data | recipe | test accuracy | macro recall | seconds | seeds |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    for data in (name for name in SETS if given.only in name):
+    for data in [given.only] if given.only in SETS else [name for name in SETS if given.only in name]:
         table = given.out / f"{data.replace(' ', '-')}.csv"
         table.parent.mkdir(parents=True, exist_ok=True)
         with table.open("w", newline="") as file:

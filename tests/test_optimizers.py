@@ -13,10 +13,10 @@ from torch import nn
 
 from edgecls.manifest import Preprocessing
 from edgecls.train.lookahead import Lookahead
-from edgecls.train.losses import Loss, class_weights
+from edgecls.train.losses import Loss, class_weights, guessing_loss
 from edgecls.train.models import build
 from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
-from edgecls.train.options import NetworkOptions, RecipeOptions, Schedule, TrainOptions
+from edgecls.train.options import Balance, NetworkOptions, RecipeOptions, Schedule, TrainOptions
 from edgecls.train.recipes import recipe_of
 from edgecls.train.survey import Survey
 
@@ -95,7 +95,36 @@ def test_a_plateau_divides_the_rate_and_warm_up_does_not_undo_it() -> None:
 def test_class_weights_are_those_of_scikit_learn() -> None:
     targets = torch.tensor([0] * 6 + [1] * 3 + [2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=targets.numpy())
-    assert class_weights(targets, 3).tolist() == pytest.approx(expected.tolist())
+    weights = class_weights(targets, 3, "weights")
+    assert weights is not None
+    assert weights.tolist() == pytest.approx(expected.tolist())
+
+
+def test_the_root_goes_half_of_the_way_to_equal_classes_and_keeps_the_mean() -> None:
+    targets = torch.tensor([0] * 16 + [1] * 4 + [2])
+    weights = class_weights(targets, 3, "root")
+    assert weights is not None
+    assert (weights / weights[0]).tolist() == pytest.approx([1, 2, 4])
+    assert weights[targets].mean().item() == pytest.approx(1)
+    assert class_weights(targets, 3, "none") is None
+    assert class_weights(targets, 3, "sampling") is None
+
+
+@pytest.mark.parametrize("balance", ["none", "root", "weights"])
+def test_guessing_loses_what_a_constant_answer_loses_at_best(balance: Balance) -> None:
+    targets = torch.tensor([0] * 16 + [1] * 4 + [2])
+    weights = class_weights(targets, 3, balance)
+    constant = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=200)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(constant.expand(21, 3), targets, weights)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert guessing_loss(targets, 3, 0.0, balance) == pytest.approx(closure().item(), abs=1e-4)
 
 
 class Fixed(nn.Module):

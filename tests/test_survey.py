@@ -71,7 +71,7 @@ def test_the_head_alone_is_a_recipe_too() -> None:
     options = head_alone(recipe(TrainOptions(recipe=RecipeOptions(minutes=1.0))).options)  # type: ignore[attr-defined]
     assert options.is_head_alone
     again = recipe(options)
-    assert (again.rest, again.head_epochs) == (None, 10)  # type: ignore[attr-defined]
+    assert (again.rest, again.head_epochs) == (None, 20)  # type: ignore[attr-defined]
 
 
 def test_uneven_classes_are_judged_by_the_mean_over_the_classes() -> None:
@@ -83,7 +83,7 @@ def test_uneven_classes_are_judged_by_the_mean_over_the_classes() -> None:
 
 def test_what_was_chosen_is_one_line_of_words() -> None:
     line = chosen(recipe(TrainOptions()), EVEN)  # type: ignore[arg-type]
-    assert "10 epochs of the head" in line
+    assert "20 epochs of the head" in line
     assert "all weights" in line
     assert "best epoch by accuracy" in line
     assert "\n" not in line

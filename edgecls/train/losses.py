@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecls.train.models import PixelClassifier
+from edgecls.train.options import Balance
+
+# the share of a class in the loss is its number of images to the power of 1 less this
+_POWERS: Final[dict[Balance, float]] = {"none": 0.0, "root": 0.5, "weights": 1.0, "sampling": 1.0}
 
 
 class Teacher(nn.Module):
@@ -72,24 +78,27 @@ class Loss(nn.Module):
         return (1 - self.teacher_weight) * loss + self.teacher_weight * divergence
 
 
-def guessing_loss(targets: Tensor, n_classes: int, label_smoothing: float, *, is_balanced: bool) -> float:
+def guessing_loss(targets: Tensor, n_classes: int, label_smoothing: float, balance: Balance) -> float:
     """What a network loses that always answers the shares of the classes, and nothing better: their entropy.
 
     Args:
         targets: (n,) int64.
-        is_balanced: whether all classes weigh the same, as weights or by the way they are drawn.
+        balance: which makes the shares more even, as weights or by the way that classes are drawn.
     """
-    shares = torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
-    if not is_balanced:
-        shares = torch.bincount(targets, minlength=n_classes).double() / len(targets)
+    counts = torch.bincount(targets, minlength=n_classes).double()
+    shares = counts ** (1 - _POWERS[balance])
+    shares = shares / shares.sum()
     smoothed = (1 - label_smoothing) * shares + label_smoothing / n_classes
     return float(torch.special.entr(smoothed).sum())
 
 
-def class_weights(targets: Tensor, n_classes: int) -> Tensor:
-    """What each class weighs so that all weigh the same in sum, (n_classes,) float32.
+def class_weights(targets: Tensor, n_classes: int, balance: Balance) -> Tensor | None:
+    """What each class weighs in the loss, (n_classes,) float32, with a mean of 1 over the images; None for all alike.
 
-    `n / (n_classes * count)`, as scikit-learn's `balanced`; their mean over the images is 1.
+    `weights` makes all classes weigh the same in sum, as scikit-learn's `balanced` does; `root` goes half of that way.
     """
-    counts = torch.bincount(targets, minlength=n_classes).clamp(min=1)
-    return (len(targets) / (n_classes * counts)).float()
+    if balance not in ("root", "weights"):
+        return None
+    counts = torch.bincount(targets, minlength=n_classes).clamp(min=1).double()
+    weights = counts ** -_POWERS[balance]
+    return (weights * len(targets) / (weights * torch.bincount(targets, minlength=n_classes)).sum()).float()

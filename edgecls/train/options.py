@@ -35,7 +35,7 @@ Schedule = Literal["cosine", "onecycle", "linear", "step", "plateau", "constant"
 BatchNorm = Literal["conv", "block", "none"]
 Padding = Literal["same", "none"]
 LastPool = Literal["average", "max", "none"]
-Balance = Literal["none", "weights", "sampling"]
+Balance = Literal["none", "root", "weights", "sampling"]
 Monitor = Literal["accuracy", "balanced-accuracy", "f1", "loss"]
 NormStatistics = Literal["learn", "keep"]
 Cache = Literal["auto", "ram", "none"]
@@ -145,13 +145,13 @@ class TransferOptions:
 
     freeze_epochs: int | None = option(
         None, "How many of the epochs train the new head alone, on features that are computed once.",
-        shown="10 with trained weights (at most half of --epochs), else 0",
+        shown="20 with trained weights (at most half of --epochs), else 0",
     )  # fmt: skip
     unfreeze: str = option(
         "all", "What is trained after the head: all weights, last:N stages, or all from a named stage on."
     )
     fine_tune_lr: float | None = option(
-        None, "Highest learning rate once the backbone is unfrozen.", shown="0.0005 for adamw, 0.005 for sgd"
+        None, "Highest learning rate once the backbone is unfrozen.", shown="0.0005; 0.001 for sgd"
     )
     layer_decay: float | None = option(
         None,
@@ -182,7 +182,7 @@ class RecipeOptions:
 
     epochs: int | None = option(
         None, "Passes over the training images, those of the head among them.",
-        shown="15 from scratch; else 10 for the head and 4 to 40 more, fewer where there are more pictures; with "
+        shown="15 from scratch; else 20 for the head and 4 to 40 more, fewer where there are more pictures; with "
         "--minutes as many as fit",
     )  # fmt: skip
     minutes: float | None = option(
@@ -216,13 +216,16 @@ class RecipeOptions:
     schedule: Schedule | None = option(
         None, "How the rate falls after warm-up; onecycle moves the momentum too.", shown="cosine; linear for airbench"
     )
-    warmup: float = option(0.2, "Share of the steps in which the rate rises to its peak.")
+    warmup: float | None = option(
+        None, "Share of the steps in which the rate rises to its peak.", shown="0.5 with trained weights, else 0.2"
+    )
     label_smoothing: float | None = option(
         None, "Share of each target spread over all classes.", shown="0.1; 0.2 for airbench"
     )
     balance: Balance | None = option(
-        None, "What is done for uneven classes: nothing, weigh the loss, or draw the classes equally often.",
-        shown="weights where the largest class has five times the images of the smallest, else none",
+        None, "What is done for uneven classes: nothing, weigh each class by the root of its rarity, or so that all "
+        "weigh the same, or draw all classes equally often.",
+        shown="root where the largest class has five times the images of the smallest, else none",
     )  # fmt: skip
     monitor: Monitor | None = option(
         None, "Which figure of the validation images chooses the best epoch; balanced accuracy is the mean over "
@@ -258,7 +261,8 @@ class RecipeOptions:
         _expect(self.momentum is None or 0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and below 1")
         decay = self.weight_decay
         _expect(decay is None or 0 <= decay < 1, "weight-decay", decay, "0 or more and below 1")
-        _expect(0 <= self.warmup < 1, "warmup", self.warmup, "0 or more and below 1")
+        rises = self.warmup
+        _expect(rises is None or 0 <= rises < 1, "warmup", rises, "0 or more and below 1")
         smoothing = self.label_smoothing
         _expect(smoothing is None or 0 <= smoothing < 1, "label-smoothing", smoothing, "0 or more and below 1")
         _expect(self.clip >= 0, "clip", self.clip, "0 or more")

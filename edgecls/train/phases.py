@@ -315,9 +315,8 @@ class Phases:
         recipe = self.options.recipe
         loss = None
         if not self.teacher:
-            is_balanced = self.recipe.balance != "none"
-            smoothing = self.recipe.label_smoothing
-            loss = guessing_loss(self.targets["train"], self.n_classes, smoothing, is_balanced=is_balanced)
+            smoothing, balance = self.recipe.label_smoothing, self.recipe.balance
+            loss = guessing_loss(self.targets["train"], self.n_classes, smoothing, balance)
         return Phase(
             name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss, patience=recipe.patience,
             clip=recipe.clip, accumulate=recipe.accumulate, ema=recipe.ema, lookahead=self.recipe.lookahead,
@@ -333,8 +332,8 @@ class Phases:
         return replace(phase, optimizer=replace(phase.optimizer, lr=lr))
 
     def _loss(self, teacher: Teacher | None = None) -> Loss:
-        source, is_weighed = self.options.source, self.recipe.balance == "weights"
-        weights = class_weights(self.targets["train"], self.n_classes) if is_weighed else None
+        source = self.options.source
+        weights = class_weights(self.targets["train"], self.n_classes, self.recipe.balance)
         return Loss(self.recipe.label_smoothing, weights, teacher, source.temperature, source.teacher_weight)
 
     def _floor(self, head: Epoch) -> float:
