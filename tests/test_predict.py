@@ -25,6 +25,7 @@ from edgecls.metrics import softmax
 from edgecls.prefetch import prefetch
 from edgecls.runs import Run
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
+from edgecls.runtime.onnx_runtime import session_settings
 from edgecls.runtime.outputs import OutputOptions
 from edgecls.runtime.predict import PredictOptions, predict
 from edgecls.runtime.prediction import Prediction
@@ -66,7 +67,9 @@ def test_rows_are_what_a_plain_loop_over_the_session_gives(
 
     predict(options(exported_run, photos, precision="int8", top_k=2, batch_size=5))
     manifest = Run(exported_run).manifest
-    session = onnxruntime.InferenceSession(exported_run / "model.int8-cpu.onnx", providers=["CPUExecutionProvider"])
+    settings = session_settings(onnxruntime, 1)
+    file = exported_run / "model.int8-cpu.onnx"
+    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
     temperature = json.loads((exported_run / "export.json").read_text())["precisions"]["int8-cpu"]["temperature"]
     for row in rows_of(Path("rows.csv")):
         pixels = images.load(photos / row["path"], manifest.preprocessing)

@@ -14,7 +14,7 @@ from edgecls import images
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.runs import EXPORT, Run
-from edgecls.runtime import selection
+from edgecls.runtime import machine, selection
 from edgecls.runtime.backend import BackendOptions, Device
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
@@ -38,6 +38,7 @@ def set_export(run: Path, **values: Any) -> None:
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the candidates that were timed; each is as fast as its device's name is long. A cache of its own."""
+    monkeypatch.setattr(selection, "int8_sums_overflow", lambda: False)
     names: list[str] = []
 
     def speed(backend: Any) -> float:
@@ -200,3 +201,29 @@ def test_the_golden_answers_are_those_that_a_backend_is_held_to(run: Path) -> No
         assert selection._answers_as(golden, backend)
         broken = Golden(golden.images, np.full_like(golden.logits, np.nan), golden.validation_answers)
         assert not selection._answers_as(broken, backend)
+
+
+def test_openvino_runs_no_int8_where_its_sums_overflow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_version", lambda name: "1")
+    for overflows, expected in ((False, ["cpu", "openvino"]), (True, ["cpu"])):
+        monkeypatch.setattr(selection, "int8_sums_overflow", lambda answer=overflows: answer)
+        for precision, devices in (("fp32", ["cpu", "openvino"]), ("int8", expected)):
+            assert [each.device for each in selection._candidates(run, precision)] == devices  # type: ignore[arg-type]
+        found = selection.can_run(run / "model.int8-cpu.onnx", "int8-cpu")
+        assert [each.device for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflows"),
+    [
+        ("sse4_2 avx2", True),
+        ("avx2 avx512f", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("", False),
+    ],
+)
+def test_a_cpu_without_vnni_is_known_by_its_flags(tmp_path: Path, flags: str, overflows: bool) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
+    assert machine.int8_sums_overflow(tmp_path) == overflows

@@ -264,6 +264,12 @@ def _cpu_features(cpuinfo: str) -> tuple[str, ...]:
     return tuple(feature for feature in _FEATURES if feature in has)
 
 
+def int8_sums_overflow(root: Path = Path("/")) -> bool:
+    """Whether this CPU adds products of uint8 and int8 in 16 bits, which overflows: x86 with AVX2 but without VNNI."""
+    features = _cpu_features(_text(root / "proc/cpuinfo") or "")
+    return "avx2" in features and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(features)
+
+
 def _cpu_quota(root: Path) -> float | None:
     quota, _, period = (_text(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None

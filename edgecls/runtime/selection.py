@@ -23,6 +23,7 @@ from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
 from edgecls.runtime.backend import Backend, BackendOptions, Device
+from edgecls.runtime.machine import int8_sums_overflow
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
 from edgecls.runtime.open_vino import OpenVinoBackend
@@ -102,7 +103,7 @@ def can_run(file: Path, precision: Precision) -> list[Candidate]:
         MissingExtra: nothing does.
     """
     found = [Candidate(file, device) for device in onnxruntime_devices()]
-    if precision in ("fp32", "int8-cpu") and _version("openvino"):  # the other files are for GPUs
+    if precision in ("fp32", "int8-cpu") and _openvino_is_right(precision):  # the other files are for GPUs
         found.append(Candidate(file, "openvino"))
     engine = find_engine(file.parent / ENGINES, precision)
     if engine:
@@ -138,13 +139,28 @@ def _candidates(path: Path, precision: AskedPrecision) -> Iterator[Candidate]:
     in_onnxruntime = onnxruntime_devices()
     if "cpu" in in_onnxruntime:
         yield Candidate(_file_for(path, precision, "cpu"), "cpu")
-    if _version("openvino"):
-        yield Candidate(_file_for(path, precision, "openvino"), "openvino")
+    for_openvino = _file_for(path, precision, "openvino") if _version("openvino") else None
+    if for_openvino and _openvino_is_right(_precision_of(for_openvino)):
+        yield Candidate(for_openvino, "openvino")
     if "cuda" in in_onnxruntime:
         yield Candidate(_file_for(path, precision, "cuda"), "cuda")
     engine = _engine_of(path, precision) if path.is_dir() else None
     if engine:
         yield Candidate(engine, "tensorrt")
+
+
+def _openvino_is_right(precision: Precision) -> bool:
+    """Whether OpenVINO is here and computes such a file as it was measured.
+
+    Without VNNI its sums of INT8 products overflow, and it has no switch against that as ONNX Runtime has: a tiny
+    network's logits were off by ten times as much.
+    """
+    return bool(_version("openvino")) and not (precision == "int8-cpu" and int8_sums_overflow())
+
+
+def _precision_of(file: Path) -> Precision:
+    named = {name: precision for precision, name in MODEL_FILES.items()}
+    return named.get(file.name) or manifest_of_onnx(file.read_bytes(), str(file)).precision
 
 
 def _engine_of(run: Path, precision: AskedPrecision) -> Path | None:

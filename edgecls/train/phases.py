@@ -318,7 +318,8 @@ class Phases:
             smoothing, balance = self.recipe.label_smoothing, self.recipe.balance
             loss = guessing_loss(self.targets["train"], self.n_classes, smoothing, balance)
         return Phase(
-            name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss, patience=recipe.patience,
+            name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss,
+            patience=recipe.patience if self.deadline is None else 0,  # all of a planned time is used
             clip=recipe.clip, accumulate=recipe.accumulate, ema=recipe.ema, lookahead=self.recipe.lookahead,
         )  # fmt: skip
 
