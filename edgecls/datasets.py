@@ -8,19 +8,22 @@ export and every later measurement use the same images.
 from __future__ import annotations
 
 import csv
-import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, cast
 
 import numpy as np
 
 from edgecls.errors import DatasetError, some
-from edgecls.images import find_images, find_others, natural_key
+from edgecls.images import find_closed, find_images, has_image_suffix, natural_key, walk
 from edgecls.manifest import Manifest
+from edgecls.names import fault_of, one_form
+from edgecls.records import TextFile
 from edgecls.runs import atomic_path
 
 Split = Literal["train", "val", "test"]
@@ -30,6 +33,11 @@ LAYOUTS: Final = """understood layouts:
   DATA/<class>/*.jpg                     a validation split is drawn, seeded and stratified
   DATA/{train,val,test}/<class>/*.jpg    your own split; val and test may be left out
   DATA.csv with columns path,label       and optionally split (train, val, test); paths relative to the CSV"""
+
+_PATH_LABEL: Final = "expected a CSV in UTF-8, with commas and the columns path,label"
+_SPLIT_COLUMNS: Final = ("path", "label", "split", "status", "reason")
+_MOST_CLOSED: Final = 3  # folders that a line is spent on
+_MOST_DIGITS: Final = 9  # of a class index; Python refuses to read numbers of thousands of digits
 
 _SPLIT_NAMES: Final[Mapping[str, Split]] = {
     "train": "train",
@@ -64,23 +72,33 @@ class ClassNames:
         return cls(manifest.labels, manifest.label_ids)
 
     @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.labels)
+    def _by_name(self) -> dict[str, str]:
+        """Label by what it may be called, the stronger claim last."""
+        ids = dict(zip(self.ids, self.labels, strict=False))
+        return {**_by_form(ids), **_by_form(dict(zip(self.labels, self.labels, strict=True))), **ids} | {
+            label: label for label in self.labels
+        }
 
     def named(self, name: str) -> str | None:
-        """The label that `name` is, or is the id of, or None."""
-        if name in self._known:
-            return name
-        return self.labels[self.ids.index(name)] if name in self.ids else None
+        """The label that `name` is, or is the id of, or None; in another Unicode form it is the same name."""
+        label = self._by_name.get(name)
+        return self._by_name.get(one_form(name)) if label is None else label
 
     def label_of(self, name: str) -> str | None:
         """The same, and by index. A label comes first: of digits, `7` is the class 7 at any index."""
         label = self.named(name)
         if label is not None:
             return label
-        if name.isascii() and name.isdecimal() and int(name) < len(self.labels):
-            return self.labels[int(name)]
+        index = one_form(name)
+        if index.isascii() and index.isdecimal() and len(index) <= _MOST_DIGITS and int(index) < len(self.labels):
+            return self.labels[int(index)]
         return None
+
+
+def _by_form(label_by_name: Mapping[str, str]) -> dict[str, str]:
+    """Label by the one form of its name, but for forms that two names share: older runs may have such classes."""
+    forms = Counter(map(one_form, label_by_name))
+    return {one_form(name): label for name, label in label_by_name.items() if forms[one_form(name)] == 1}
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,7 @@ class Dataset:
         splits: images by split; `train` and `val` are never empty, `test` may be.
         unreadable: reason by path, for images that were left out because they cannot be decoded.
         unused: files of the data folder that belong to no class or are not named like an image.
+        closed: reason by folder of those that could not be walked.
         has_own_validation: whether the val split came with the data, and was not drawn.
     """
 
@@ -99,6 +118,7 @@ class Dataset:
     splits: Mapping[Split, tuple[LabelledImage, ...]]
     unreadable: Mapping[LabelledImage, str] = field(default_factory=dict)
     unused: tuple[Path, ...] = ()
+    closed: Mapping[Path, str] = field(default_factory=dict)
     has_own_validation: bool = False
 
     def __post_init__(self) -> None:
@@ -136,12 +156,30 @@ class Dataset:
         if self.unused:
             example = f"first {self.unused[0]}"
             lines.append(f"{len(self.unused):,} files are not used (outside class folders, or no image): {example}")
+        lines += [f"{folder} is left out: {reason}" for folder, reason in list(self.closed.items())[:_MOST_CLOSED]]
+        if len(self.closed) > _MOST_CLOSED:
+            lines.append(f"{len(self.closed) - _MOST_CLOSED:,} more folders are left out, since they cannot be walked")
+        for label, spellings in self._spellings().items():
+            if len(spellings) > 1:
+                shown = ", ".join(map(ascii, sorted(spellings)))
+                lines.append(
+                    f"{label} has folders of {len(spellings)} spellings ({shown}) that differ in Unicode form or in "
+                    "spaces around the name only: they are one class"
+                )
         for split in ("val", "test"):
             present = {image.label for image in self.splits[split]}
             if present and present != set(self.labels):
                 missing = sorted(set(self.labels) - present, key=natural_key)
                 lines.append(f"the {split} split has no image of {some(missing)}")
         return lines
+
+    def _spellings(self) -> dict[str, set[str]]:
+        """How the folders that images lie in write the label."""
+        found: dict[str, set[str]] = {}
+        for folder, label in {(image.path.parent, image.label) for split in SPLITS for image in self.splits[split]}:
+            if one_form(folder.name) == label:
+                found.setdefault(label, set()).add(folder.name)
+        return found
 
 
 def targets_of(images: Sequence[LabelledImage], labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -162,8 +200,7 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0, fewe
     Raises:
         DatasetError: nothing there, no classes, one class, an empty class, a class that train does not know.
     """
-    if not source.exists():
-        raise DatasetError(f"{source}: no such folder or CSV file.\n{LAYOUTS}")
+    _expect_source(source, LAYOUTS)
     found = _from_csv(source) if source.is_file() else _from_folders(source)
     train = found.get("train", [])
     counts = Counter(image.label for image in train)
@@ -185,8 +222,8 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0, fewe
         raise DatasetError(f"{source}: the val split has no images.\n{LAYOUTS}")
     splits: dict[Split, tuple[LabelledImage, ...]]
     splits = {"train": tuple(train), "val": tuple(val), "test": tuple(found.get("test", ()))}
-    unused = _unused(source, found) if source.is_dir() else ()
-    return Dataset(labels, splits, unused=unused, has_own_validation="val" in found)
+    unused, closed = _passed_over(source, found) if source.is_dir() else ((), {})
+    return Dataset(labels, splits, unused=unused, closed=closed, has_own_validation="val" in found)
 
 
 def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...]:
@@ -195,8 +232,7 @@ def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...
     Raises:
         DatasetError: nothing there, or folders and rows that name no class of the model.
     """
-    if not source.exists():
-        raise DatasetError(f"{source}: no such folder or CSV file; expected class folders or a CSV (path,label)")
+    _expect_source(source, "expected class folders or a CSV (path,label)")
     folders = [] if source.is_file() else _subfolders(source)
     if source.is_dir() and not folders:
         raise DatasetError(f"{source}: no class folders in it; expected DIR/<class>/*.jpg, or a CSV (path,label)")
@@ -214,14 +250,31 @@ def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...
     return tuple(LabelledImage(image.path, cast(str, meant[image.label])) for image in images)
 
 
-def _unused(root: Path, found: Mapping[Split, list[LabelledImage]]) -> tuple[Path, ...]:
+def _expect_source(source: Path, expected: str) -> None:
+    """Refuse what is neither a file nor a folder: a pipe would be waited for, and a device read for ever."""
+    if not os.path.exists(source):
+        raise DatasetError(f"{source}: no such folder or CSV file; {expected}")
+    if not (os.path.isfile(source) or os.path.isdir(source)):
+        raise DatasetError(f"{source}: it is a pipe or a device; {expected}")
+
+
+def _passed_over(root: Path, found: Mapping[Split, list[LabelledImage]]) -> tuple[tuple[Path, ...], dict[Path, str]]:
+    """The files below a folder that are no images of a class, and why some folders could not be walked."""
     used = {image.path for images in found.values() for image in images}
-    return (*find_others(root), *(path for path in find_images(root) if path.absolute() not in used))
+    others: list[Path] = []
+    images: list[Path] = []
+    closed: dict[Path, str] = {}
+    for each in walk(root):
+        for name in each.names:
+            (images if has_image_suffix(name) else others).append(Path(each.folder, name))
+        if each.reason:
+            closed[Path(each.folder)] = each.reason
+    return (*others, *(path for path in images if path.absolute() not in used)), closed
 
 
 def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
     folders = _subfolders(root)
-    named = {folder: _SPLIT_NAMES.get(folder.name.casefold()) for folder in folders}
+    named = {folder: _SPLIT_NAMES.get(one_form(folder.name).casefold()) for folder in folders}
     if not any(split == "train" for split in named.values()):
         if any(named.values()) and all(named.values()):
             raise DatasetError(f"{root}: has {some([f.name for f in folders])} but no train folder.\n{LAYOUTS}")
@@ -242,7 +295,11 @@ def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    visible = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    try:
+        # os.path.isdir, since Path.is_dir raises for a link into a place that may not be looked at
+        visible = [p for p in folder.iterdir() if os.path.isdir(p) and not p.name.startswith((".", "__"))]
+    except OSError as error:
+        raise DatasetError(f"{folder}: this folder cannot be walked: {error.strerror or error}") from error
     return sorted(visible, key=lambda path: natural_key(path.name))
 
 
@@ -253,9 +310,11 @@ def _class_folders(root: Path, folders: Sequence[Path], may_be_empty: bool) -> l
         raise DatasetError(f"{root}: {what}.\n{LAYOUTS}")
     images: list[LabelledImage] = []
     for folder in folders:
-        of_class = [LabelledImage(path.absolute(), folder.name) for path in find_images(folder)]
+        label = _label(folder.name, f"{str(folder)!a}", "rename the folder")
+        of_class = [LabelledImage(path.absolute(), label) for path in find_images(folder)]
         if not of_class and not may_be_empty:
-            raise DatasetError(f"{folder}: no images for the class {folder.name!r}; add some or remove the folder")
+            why = "".join(f" ({path}: {reason})" for path, reason in islice(find_closed(folder), 1))
+            raise DatasetError(f"{folder}: no images for the class {label!r}{why}; add some or remove the folder")
         images += of_class
     return images
 
@@ -263,12 +322,12 @@ def _class_folders(root: Path, folders: Sequence[Path], may_be_empty: bool) -> l
 def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
     found: dict[Split, list[LabelledImage]] = {}
     missing: list[str] = []
-    for number, row in read_label_rows(path, LAYOUTS):
+    for number, row in read_label_rows(path, f"expected a CSV in UTF-8, with commas;\n{LAYOUTS}"):
         split = _SPLIT_NAMES.get((row.get("split") or "train").strip().casefold())
         if split is None:
             raise DatasetError(f"{path}, line {number}: split {row['split']!r}; expected train, val or test")
         image = path.parent / row["path"]
-        if not image.exists():
+        if not os.path.exists(image):
             missing.append(f"line {number}: {row['path']}")
         found.setdefault(split, []).append(LabelledImage(image.absolute(), row["label"]))
     if missing:
@@ -276,35 +335,39 @@ def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
     return found
 
 
-def read_label_rows(path: Path, expected: str = "expected columns: path,label") -> Iterable[tuple[int, dict[str, str]]]:
-    """Rows of a CSV with `path` and `label`, with their line numbers.
+def read_label_rows(path: Path, expected: str = _PATH_LABEL) -> Iterable[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with `path` and `label`, with their line numbers; labels are in the form in which they are kept.
 
     Raises:
         DatasetError: not such a CSV, or a row without a path or label.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not a CSV in UTF-8: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    if not {"path", "label"} <= set(reader.fieldnames or ()):
-        raise DatasetError(f"{path}: the first line is {','.join(reader.fieldnames or ())!r}; {expected}")
     rows = []
     seen: dict[str, tuple[int, str]] = {}
-    for row in reader:
-        row = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
-        image, label = row["path"], row["label"]
-        if not image or not label:
-            raise DatasetError(f"{path}, line {reader.line_num}: a row needs a path and a label")
-        first_line, first_label = seen.setdefault(image, (reader.line_num, label))
+    for number, row in TextFile(path, DatasetError, expected).rows(("path", "label")):
+        row = {name: value.strip() for name, value in row.items()}
+        image = row["path"]
+        if not image or not row["label"]:
+            raise DatasetError(f"{path}, line {number}: a row needs a path and a label")
+        label = row["label"] = _label(row["label"], f"{path}, line {number}", "write another label")
+        first_line, first_label = seen.setdefault(image, (number, label))
         if label != first_label:
             raise DatasetError(
-                f"{path}: {image} is {first_label!r} in line {first_line} and {label!r} in line {reader.line_num}"
+                f"{path}: {image} is {first_label!r} in line {first_line} and {label!r} in line {number}"
             )
-        rows.append((reader.line_num, row))
+        rows.append((number, row))
     return rows
+
+
+def _label(name: str, where: str, cure: str) -> str:
+    """The label that a folder or row names, in the form in which labels are kept.
+
+    Raises:
+        DatasetError: none that can be written and read back.
+    """
+    fault = fault_of(name)
+    if fault:
+        raise DatasetError(f"{where}: {fault}, so it cannot be the name of a class; {cure}")
+    return one_form(name)
 
 
 def stratified_split(
@@ -380,7 +443,7 @@ def write_split(dataset: Dataset, path: Path) -> None:
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "status", "reason"])
+        writer.writerow(_SPLIT_COLUMNS)
         for split in SPLITS:
             writer.writerows([image.path, image.label, split, "ok", ""] for image in dataset.splits[split])
         writer.writerows([image.path, image.label, "", "error", why] for image, why in dataset.unreadable.items())
@@ -397,11 +460,16 @@ def read_split(path: Path, labels: Sequence[str]) -> Dataset:
         DatasetError: not such a file, or an image of a class that is not among the labels.
     """
     splits: dict[Split, list[LabelledImage]] = {split: [] for split in SPLITS}
-    unreadable = {}
-    for _, row in read_label_rows(path):
-        image = LabelledImage(Path(row["path"]), row["label"])
-        if row.get("status") == "error":
-            unreadable[image] = row.get("reason", "")
+    unreadable, classes = {}, ClassNames(tuple(labels))
+    file = TextFile(path, DatasetError, "it was changed since edgecls train wrote it: train again")
+    for number, row in file.rows(_SPLIT_COLUMNS, file.raw_text()):
+        image = LabelledImage(Path(row["path"]), classes.named(row["label"]) or row["label"])
+        if row["status"] == "error":
+            unreadable[image] = row["reason"]
+        elif row["split"] in splits:
+            splits[cast(Split, row["split"])].append(image)
         else:
-            splits[cast(Split, row.get("split"))].append(image)
+            raise DatasetError(
+                f"{path}, line {number}: split {row['split']!r}; expected {', '.join(SPLITS)}; {file.cure}"
+            )
     return Dataset(tuple(labels), {split: tuple(images) for split, images in splits.items()}, unreadable)

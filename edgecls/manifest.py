@@ -6,14 +6,15 @@ The manifest is `manifest.json` in a run folder and the same JSON in the metadat
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from edgecls.errors import RunError
+from edgecls.names import is_text
+from edgecls.records import check_kinds, json_object, json_text, kind_of
 from edgecls.version import __version__
 
 SCHEMA: Final = 1
@@ -25,6 +26,9 @@ Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_MOST: Final = 1e6  # of a mean or std: float32 has no place for much more
+
+CURE: Final = "the file is damaged or was changed by hand: put back a copy of it, or make the run again"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class Preprocessing:
             )
         if not (len(self.mean) == len(self.std) == len(self.background) == 3 and all(s > 0 for s in self.std)):
             raise RunError("mean, std and background: expected three numbers each (RGB), std above 0")
+        if not all(-_MOST < value < _MOST for value in (*self.mean, *self.std)):  # nan is not, either
+            raise RunError(f"mean {self.mean} and std {self.std}: expected finite numbers, for pixels scaled to 0..1")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise RunError(f"background {self.background}: expected three whole numbers from 0 to 255 (RGB)")
 
     @property
     def covered_hw(self) -> tuple[int, int]:
@@ -112,6 +120,9 @@ class Manifest:
             raise RunError(f"manifest labels: expected two or more different names, got {list(self.labels)[:5]}")
         if not all(isinstance(label, str) and label for label in self.labels):
             raise RunError("manifest labels: expected non-empty names")
+        foreign = [label for label in (*self.labels, *self.label_ids) if not is_text(label)]
+        if foreign:
+            raise RunError(f"manifest labels: {foreign[0]!a} is not UTF-8, so it could not be read back; rename it")
         if self.label_ids and len(set(self.label_ids)) != len(self.labels):
             raise RunError(f"manifest label_ids: expected {len(self.labels)} different ones, got {len(self.label_ids)}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
@@ -125,7 +136,7 @@ class Manifest:
             )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json_text(asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Manifest:
@@ -138,11 +149,8 @@ class Manifest:
         Raises:
             RunError: not JSON, a field missing, unknown or of the wrong kind, another schema.
         """
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise RunError(f"{source}: the manifest is not JSON ({error}); the file is damaged") from error
-        if not isinstance(values, dict) or "preprocessing" not in values:
+        values = json_object(text, f"{source}: the manifest", RunError, CURE)
+        if "preprocessing" not in values:
             raise RunError(f"{source}: not an edgecls manifest: no 'preprocessing' in it")
         schema = values.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
@@ -151,14 +159,22 @@ class Manifest:
             values["preprocessing"] = _strict(Preprocessing, values["preprocessing"])
             return _strict(cls, values)
         except (TypeError, RunError) as error:
-            raise RunError(f"{source}: damaged manifest: {error}") from error
+            raise RunError(f"{source}: damaged manifest: {error}; {CURE}") from error
 
 
 _T = TypeVar("_T")
 
 
-def _strict(cls: type[_T], values: Mapping[str, Any]) -> _T:
-    unknown = set(values) - {f.name for f in fields(cls)}  # type: ignore[arg-type]
+def _strict(cls: type[_T], values: Any) -> _T:
+    name = cls.__name__.lower()
+    if not isinstance(values, dict):
+        raise RunError(f"{name}: expected an object, got {kind_of(values)}")
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        raise RunError(f"unknown {cls.__name__.lower()} fields {sorted(unknown)}; written by a newer edgecls?")
+        raise RunError(f"unknown {name} fields {unknown}; written by a newer edgecls?")
+    missing = [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]
+    if missing:
+        raise RunError(f"no {', '.join(missing)} in it")
+    check_kinds(values, get_type_hints(cls), RunError)
     return cls(**values)

@@ -6,7 +6,7 @@ the manifest. Parts group flags that belong together; on the outside there is on
 
 from __future__ import annotations
 
-import json
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgecls.errors import OptionError
+from edgecls.records import TextFile
 
 _T = TypeVar("_T")
 _HELP: Final = "help"
@@ -102,16 +103,8 @@ def read_flat(path: Path) -> dict[str, Any]:
     Raises:
         OptionError: no such file, or not a JSON object.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"--options {path}: {error.strerror}; expected a JSON file such as a run's recipe.json"
-        ) from error
-    except ValueError as error:
-        raise OptionError(f"--options {path}: not JSON ({error}); expected an object of option names") from error
-    if not isinstance(values, dict):
-        raise OptionError(f"--options {path}: expected a JSON object of option names, got {type(values).__name__}")
+    cure = "expected a JSON object of option names, such as a run's recipe.json"
+    values = TextFile(path, OptionError, cure).json_object()
     told = values.get(OPTIONS_KEY)
     return told if isinstance(told, dict) else values
 
@@ -135,7 +128,7 @@ def _from_json(flag: Flag, value: Any, source: str) -> Any:
     if value is None and optional:
         return None
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
+        if isinstance(value, str) and value in get_args(hint):
             return value
         expected = ", ".join(map(str, get_args(hint)))
     elif get_origin(hint) is tuple:
@@ -144,9 +137,9 @@ def _from_json(flag: Flag, value: Any, source: str) -> Any:
         if all(_is(each, item) for item in items):
             return tuple(items)
         expected = f"a list of {each.__name__}"
-    elif hint is Path and isinstance(value, str):
+    elif hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
-    elif hint is float and _is(int, value):
+    elif hint is float and _is(int, value) and abs(value) < sys.float_info.max:
         return float(value)
     elif _is(hint, value):
         return value

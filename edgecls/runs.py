@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgecls.errors import RunError
+from edgecls.manifest import CURE as MANIFEST_CURE
 from edgecls.manifest import Manifest, Precision
+from edgecls.pending import finish
+from edgecls.records import TextFile, json_text
 
 RUNS: Final = Path("runs")
 LATEST: Final = "latest"
@@ -73,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object atomically."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(values))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,13 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RunError: not there, or damaged.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); the run is incomplete or damaged") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a JSON object, got {type(values).__name__}; the run is damaged")
-    return values
+    return TextFile(path, RunError, "the run is incomplete or damaged: make it again").json_object()
 
 
 def sha256_of(path: Path) -> str:
@@ -117,30 +114,59 @@ class Run:
             RunError: there is none, or it is damaged.
         """
         path = self.path(MANIFEST)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            if self.path(ENSEMBLE).is_file():
-                members = members_of(self.folder)
-                raise RunError(
-                    f"{self.folder} is an ensemble of {len(members)} runs; name one of them, such as {members[0]}"
-                ) from error
+        is_there = os.path.isfile(path)  # not Path.is_file, which raises where the folder may not be entered
+        if not is_there and os.path.isfile(self.path(ENSEMBLE)):
+            members = members_of(self.folder)
             raise RunError(
-                f"{self.folder}: no readable {MANIFEST} ({error.strerror}), so this is not a run folder; "
+                f"{self.folder} is an ensemble of {len(members)} runs; name one of them, such as {members[0]}"
+            )
+        if not is_there:
+            raise RunError(
+                f"{self.folder}: no readable {MANIFEST} in it, so this is not a run folder; "
                 "make one with: edgecls train DATA"
-            ) from error
-        return Manifest.from_json(text, str(path))
+            )
+        return Manifest.from_json(TextFile(path, RunError, MANIFEST_CURE).text(), str(path))
 
     def record(self, manifest: Manifest | None = None) -> Manifest:
         """Write the manifest, with the sha256 of every file that the folder now holds."""
-        files = {
-            path.relative_to(self.folder).as_posix(): sha256_of(path)
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST and not _is_hidden(path.relative_to(self.folder))
-        }
-        manifest = replace(manifest or self.manifest, files=files)
+        manifest = replace(manifest or self.manifest, files=hashes_of(self.folder))
         write_text(self.path(MANIFEST), manifest.to_json())
         return manifest
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """sha256 by relative name of every file in a run folder that its manifest lists."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and not _is_hidden(path.relative_to(folder))
+    }
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed were writing in a run folder; what others are writing now stays."""
+    for path in filter(_is_leftover, list(folder.rglob(".*.partial"))):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether this is a file of `atomic_path` that nobody writes any more."""
+    *_, pid, end = ("", "", *path.name.split("."))
+    return path.name.startswith(".") and end == "partial" and pid.isdecimal() and not _is_alive(int(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether another process has this number; in a container each run may have the same, one after the other."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _is_hidden(path: Path) -> bool:
@@ -159,6 +185,8 @@ def create_run_folder(model: str, out: Path | None = None) -> Path:
     while out is None and folder.exists():  # two runs within one second
         attempt += 1
         folder = RUNS / f"{stem}-{attempt}"
+    if folder.is_dir() and all(map(_is_leftover, folder.iterdir())):
+        remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; name another folder with --out, or remove it")
     try:
@@ -195,7 +223,9 @@ def find_model(name: str | Path) -> Path:
             )
     if not path.exists():
         raise RunError(f"{name}: no such run folder or model file; `{LATEST}` names the newest run in ./{RUNS}")
-    return path.resolve() if path.is_symlink() else path
+    path = path.resolve() if path.is_symlink() else path
+    finish(path if path.is_dir() else path.parent)
+    return path
 
 
 def members_of(name: str | Path) -> list[str | Path]:
@@ -208,10 +238,10 @@ def members_of(name: str | Path) -> list[str | Path]:
     path = folder / ENSEMBLE
     if not path.is_file():
         return [name]
-    try:
-        members = [folder / name for name in read_json(path)["members"]]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path}: not the list of an ensemble's members ({type(error).__name__})") from error
+    names = read_json(path).get("members")
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise RunError(f"{path}: not the list of an ensemble's members; expected an object with the key `members`")
+    members = [folder / each for each in names]
     lost = [str(member) for member in members if not member.is_dir()]
     if lost or not members:
         raise RunError(f"{path}: no run in {', '.join(lost) or folder}; the ensemble is incomplete")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from edgecls.datasets import (
+    ClassNames,
     LabelledImage,
     open_dataset,
+    read_labelled,
     read_split,
     stratified_sample,
     stratified_split,
@@ -120,7 +123,7 @@ def test_a_bad_csv_names_the_line(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_what_is_not_used_is_said(tmp_path: Path) -> None:
-    touch(tmp_path, *many("train/a", 3), *many("train/b", 3), *many("val/a", 2), "stray.jpg", "train/a/live.heic")
+    touch(tmp_path, *many("train/a", 3), *many("train/b", 3), *many("val/a", 2), "stray.jpg", "train/a/notes.txt")
     unused, missing = open_dataset(tmp_path).warnings()
     assert "2 files are not used" in unused
     assert missing == "the val split has no image of b"
@@ -160,3 +163,132 @@ def test_losing_every_image_of_a_class_to_damage_is_an_error(tmp_path: Path) -> 
     dataset = open_dataset(tmp_path)
     with pytest.raises(DatasetError, match="no readable training image of a"):
         dataset.without({dataset.splits["train"][0]: "the file is empty"})
+
+
+@pytest.mark.parametrize("name", ["cat ", " cat", "cat\xa0", "\u3000cat", "cat\u200b", "\ufeffcat"])
+def test_what_is_invisible_at_the_ends_of_a_class_is_no_part_of_its_label(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "data", *many(name, 3), *many("dog", 3))
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.labels == ("cat", "dog")
+    write_split(dataset, tmp_path / "split.csv")
+    assert read_split(tmp_path / "split.csv", dataset.labels).splits == dataset.splits
+
+
+NFC, NFD = "K\xe4se", "Ka\u0308se"
+
+
+def test_one_class_in_two_unicode_forms_is_one_class_and_said(tmp_path: Path) -> None:
+    touch(tmp_path, *many(f"train/{NFC}", 3), *many(f"train/{NFD}", 3), *many("train/Brot", 3))
+    touch(tmp_path, *many(f"val/{NFD}", 2), *many("val/Brot", 2))
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels == ("Brot", NFC)
+    assert Counter(image.label for image in dataset.splits["train"]) == {NFC: 6, "Brot": 3}
+    assert dataset.targets("val").tolist() == [0, 0, 1, 1]
+    (line,) = dataset.warnings()
+    assert r"'Ka\u0308se', 'K\xe4se'" in line
+    assert line.endswith("they are one class")
+
+
+def test_a_csv_may_mix_the_forms_of_a_label(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    rows = ["path,label", f"0.jpg,{NFC}", f"1.jpg,{NFD}", "2.jpg,Brot", "3.jpg,Brot"]
+    (tmp_path / "data.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert open_dataset(tmp_path / "data.csv").labels == ("Brot", NFC)
+
+
+@pytest.mark.parametrize("label", [NFC, NFD])
+@pytest.mark.parametrize("name", [NFC, NFD, f" {NFD}"])
+def test_a_label_is_known_in_each_of_its_forms(label: str, name: str) -> None:
+    classes = ClassNames((label, "Brot"), ("n01", "n02"))
+    assert classes.named(name) == label
+    assert classes.label_of("n02 ") == "Brot"
+    assert classes.label_of("1") == "Brot"
+    assert classes.label_of("1" * 5000) is None
+
+
+def test_classes_that_an_older_run_told_apart_by_their_form_stay_apart(tmp_path: Path) -> None:
+    classes = ClassNames((NFC, NFD))
+    assert [classes.named(name) for name in (NFC, NFD, f"{NFC} ")] == [NFC, NFD, NFC]
+    header = "path,label,split,status,reason"
+    rows = [header, f"/1.jpg,{NFC},train,ok,", f"/2.jpg,{NFD},train,ok,", f"/3.jpg,{NFD},val,ok,"]
+    (tmp_path / "split.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert read_split(tmp_path / "split.csv", (NFC, NFD)).targets("train").tolist() == [0, 1]
+
+
+NO_NAMES = [
+    pytest.param(os.fsdecode(b"caf\xe9"), r"not UTF-8 \(its bytes are 'caf\\xe9'\)", id="Latin-1"),
+    pytest.param("\r", "no visible character", id="a carriage return"),
+    pytest.param("\u3000", "no visible character", id="a space"),
+    pytest.param("a\nb", r"control characters \('\\n'\)", id="a line feed"),
+    pytest.param("a\x1b[31mb", r"control characters \('\\x1b'\)", id="an escape sequence"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), NO_NAMES)
+def test_a_folder_that_can_be_no_label_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
+    touch(tmp_path, *many(name, 3), *many("dog", 3))
+    with pytest.raises(DatasetError, match=message) as caught:
+        open_dataset(tmp_path)
+    assert ascii(name)[1:-1] in str(caught.value)
+    assert "rename the folder" in str(caught.value)
+
+
+def test_a_label_of_a_csv_that_could_not_be_read_back_is_refused_with_its_line(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    (tmp_path / "data.csv").write_text('path,label\n1.jpg,"a\x07b"\n')
+    with pytest.raises(DatasetError, match="line 2: the name has control characters"):
+        open_dataset(tmp_path / "data.csv")
+
+
+def test_file_names_that_are_not_utf_8_come_back_from_the_split(tmp_path: Path) -> None:
+    touch(tmp_path / "data", *many("a", 3), *many("b", 3), os.fsdecode(b"a/caf\xe9.jpg"))
+    dataset = open_dataset(tmp_path / "data")
+    write_split(dataset, tmp_path / "split.csv")
+    assert read_split(tmp_path / "split.csv", dataset.labels).splits == dataset.splits
+
+
+def test_a_folder_that_cannot_be_walked_is_a_line_and_the_rest_is_used(tmp_path: Path) -> None:
+    touch(tmp_path, *many("a", 3), *many("b", 3))
+    (tmp_path / "a" / "current").symlink_to("current")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.splits["train"]) + len(dataset.splits["val"]) == 6
+    (line,) = dataset.warnings()
+    assert "a/current is left out: this folder cannot be walked" in line
+
+
+def test_a_pipe_is_no_data_set(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.csv")
+    for read in (lambda path: open_dataset(path), lambda path: read_labelled(path, ClassNames(("a", "b")))):
+        with pytest.raises(DatasetError, match="it is a pipe or a device"):
+            read(tmp_path / "data.csv")
+
+
+WRONG_CSV = [
+    pytest.param(b"path;label\n1.jpg;a\n", "separated by semicolons, not by commas", id="semicolons"),
+    pytest.param(b"path\tlabel\n1.jpg\ta\n", "separated by tabs", id="tabs"),
+    pytest.param(b"file,label\n1.jpg,a\n", "no column path: the first line is 'file,label'", id="no path"),
+    pytest.param(b"path,kind\n1.jpg,a\n", "no column label: the first line is 'path,kind'", id="no label"),
+    pytest.param(b"path,label,label\n1.jpg,a,b\n", "two columns named label", id="a column twice"),
+    pytest.param(b"", "no column path and no column label", id="an empty file"),
+    pytest.param(b"path,label\n" + 200 * b"1.jpg,a\n" + b"1.jpg,caf\xe9\n", "line 202: the byte 0xe9", id="Latin-1"),
+    pytest.param("path,label\n1.jpg,a\n".encode("utf-16"), "line 1: it is UTF-16, not UTF-8", id="UTF-16"),
+    pytest.param(b"path,label\n1,5.jpg,a\n", "line 2: 3 values where the first line names 2", id="a comma"),
+    pytest.param(b'path,label\n"1.jpg,a\n', "line 2: not a row of a CSV", id="a quote that is not closed"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG_CSV)
+def test_what_is_no_csv_is_told_with_the_line_and_what_was_expected(tmp_path: Path, data: bytes, message: str) -> None:
+    touch(tmp_path, "1.jpg")
+    (tmp_path / "data.csv").write_bytes(data)
+    for read in (lambda path: open_dataset(path), lambda path: read_labelled(path, ClassNames(("a", "b")))):
+        with pytest.raises(DatasetError, match=message) as caught:
+            read(tmp_path / "data.csv")
+        assert "data.csv, line" in str(caught.value)
+
+
+def test_empty_rows_and_empty_cells_at_the_end_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    rows = ["\ufeffpath, label ,", "0.jpg,a,", ",,", "1.jpg, a", "", "2.jpg,b", "3.jpg,b,", ""]
+    (tmp_path / "data.csv").write_text("\r\n".join(rows), encoding="utf-8")
+    assert open_dataset(tmp_path / "data.csv").labels == ("a", "b")
