@@ -65,7 +65,10 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     files = [path.read_bytes() for path in photos()[: arguments.photos]]
-    files = [data for data in files if not read_header(data).is_cmyk]  # the others hand out four channels
+    headers = ((data, read_header(data)) for data in files)
+    files = [
+        data for data, header in headers if header and header.is_plain
+    ]  # of CMYK the others hand out four channels
     found = decoders(arguments.libturbojpeg)
     speeds = in_rounds({name: partial(timed, decode, files) for name, decode in found.items()}, arguments.rounds)
     median = medians(speeds)

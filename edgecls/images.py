@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -19,12 +23,36 @@ from numpy.typing import NDArray
 from edgecls.errors import ImageError
 from edgecls.image_header import ImageHeader, read_header
 from edgecls.manifest import Preprocessing
+from edgecls.pillow_decoder import Opened
 
 Pixels = NDArray[np.uint8]
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+# with those that browsers and phones write (.jfif, .heic), even where a word about them is all that can be given
+SUFFIXES: Final = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".pjpeg",
+        ".pjp",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+    }
+    | {".tiff", ".gif", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
 
-MAX_PIXELS: Final = 178_956_970  # what Pillow refuses as a decompression bomb: 512 MiB of RGB
+MAX_BYTES: Final = 768 << 20  # for decoding one picture: a JPEG of 268 million pixels
+MAX_FILE_BYTES: Final = 512 << 20
+_LARGE_BYTES: Final = 128 << 20  # pictures that need more are decoded one at a time
+_LARGE_TURN: Final = threading.Lock()
+_BAND_PIXELS: Final = 1 << 20
 MAX_RESIZED_PIXELS: Final = 1 << 24  # a 1 x 10,000 strip would be 256 x 2,560,000 after the resize
 
 # JPEG can be decoded at 1/2, 1/4 or 1/8 for less work, by leaving out high DCT frequencies. It is used where what is
@@ -32,6 +60,7 @@ MAX_RESIZED_PIXELS: Final = 1 << 24  # a 1 x 10,000 strip would be 256 x 2,560,0
 # decoding: 99.7 % of top-1 answers agree. Down to once as large, 93.7 % did; see docs/preprocessing.md.
 _REDUCTIONS: Final = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 _JPEG_FLAGS: Final = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_FLAGS: Final = {"PNG": cv2.IMREAD_UNCHANGED, "BMP": _JPEG_FLAGS}  # unchanged keeps alpha and 16 bits
 
 _INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
@@ -50,6 +79,20 @@ def _number_key(digits: re.Match[str]) -> str:
     return f"\0{chr(len(value))}{value}"
 
 
+@dataclass(frozen=True)
+class Listing:
+    """One folder as it was walked.
+
+    Attributes:
+        names: of its visible files, sorted.
+        reason: why it cannot be walked; empty where it was.
+    """
+
+    folder: str
+    names: list[str]
+    reason: str = ""
+
+
 def find_images(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder in natural order: a folder's own files, then its sub-folders.
 
@@ -57,34 +100,55 @@ def find_images(folder: Path) -> Iterator[Path]:
     that is named like an image is yielded too, and not walked: it must show up as an error, not vanish.
     Symbolic links are followed; a folder met a second time (a link to above) is not walked again.
     """
-    return (Path(inside, name) for inside, names in walk(folder) for name in names if has_image_suffix(name))
+    return (Path(each.folder, name) for each in walk(folder) for name in each.names if has_image_suffix(name))
 
 
 def find_others(folder: Path) -> Iterator[Path]:
     """Yield the visible files below a folder that `find_images` passes over, in the same order."""
-    return (Path(inside, name) for inside, names in walk(folder) for name in names if not has_image_suffix(name))
+    return (Path(each.folder, name) for each in walk(folder) for name in each.names if not has_image_suffix(name))
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder from `folder` down with the names of its visible files, in the order of `find_images`."""
-    yield from _walk(str(folder), set())
+def find_closed(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the folders from `folder` down that cannot be walked, with the reason."""
+    return ((Path(each.folder), each.reason) for each in walk(folder) if each.reason)
 
 
-def _walk(folder: str, walked: set[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in walked:
-        return
-    walked.add((status.st_dev, status.st_ino))
+def walk(folder: Path) -> Iterator[Listing]:
+    """Yield each folder from `folder` down in the order of `find_images`; one that cannot be walked with its reason."""
+    walked: set[tuple[int, int]] = set()
+    waiting = [str(folder)]  # a stack: folders may lie deeper than Python calls may
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = os.stat(current)
+            if (status.st_dev, status.st_ino) in walked:
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            files, folders = _entries(current)
+        except OSError as error:
+            yield Listing(current, [], f"this folder cannot be walked: {error.strerror or error}")
+            continue
+        yield Listing(current, sorted(files, key=natural_key))
+        waiting += [os.path.join(current, name) for name in sorted(folders, key=natural_key, reverse=True)]
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """The names of a folder's visible files and sub-folders; what cannot be told counts as a sub-folder."""
     files: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:  # names are kept, entries are not: they hold the whole path each
         for entry in entries:
             if not entry.name.startswith("."):
-                is_walked = not has_image_suffix(entry.name) and entry.is_dir()
+                is_walked = not has_image_suffix(entry.name) and _may_be_folder(entry)
                 (folders if is_walked else files).append(entry.name)
-    yield folder, sorted(files, key=natural_key)
-    for name in sorted(folders, key=natural_key):
-        yield from _walk(os.path.join(folder, name), walked)
+    return files, folders
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or a place that may not be looked at; walking it says why
+        return True
 
 
 def has_image_suffix(name: str) -> bool:
@@ -92,30 +156,53 @@ def has_image_suffix(name: str) -> bool:
 
 
 def read(path: str | Path) -> bytes:
-    """The bytes of one file.
+    """The bytes of one regular file.
 
     Raises:
-        ImageError: missing, a folder, or not permitted.
+        ImageError: missing, not permitted, larger than `MAX_FILE_BYTES`, or a folder, a pipe or a device.
     """
     try:
-        with open(os.fspath(path), "rb") as file:
+        with open(os.fspath(path), "rb", buffering=0, opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"it is {_kind(status.st_mode)}, not a file", str(path))
+            if status.st_size > MAX_FILE_BYTES:
+                raise ImageError(
+                    f"too large: a file of {status.st_size >> 20:,} MB, at most {MAX_FILE_BYTES >> 20} are read",
+                    str(path),
+                )
             return file.read()
-    except IsADirectoryError as error:
-        raise ImageError("it is a folder, not a file", str(path)) from error
     except ValueError as error:  # a NUL, which no file name has
         raise ImageError(f"cannot be read: {error}", str(path)) from error
+    except MemoryError as error:
+        raise ImageError("reading it needs more memory than this process can get", str(path)) from error
+    except IsADirectoryError as error:
+        raise ImageError("it is a folder, not a file", str(path)) from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}", str(path)) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open so that a pipe nobody writes to does not hold the process for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        return "a pipe or socket"
+    return "a device"
 
 
 def decode(data: bytes, *targets: Preprocessing) -> Pixels:
     """Decode a whole file to upright RGB.
 
-    EXIF orientation is applied; grey and palette become RGB; 16 bits are scaled to 8; CMYK is converted;
+    EXIF orientation is applied; grey and palette become RGB; 16 bits are scaled to 8; CMYK and LAB are converted;
     transparency is composited on the preprocessing's background (white where there is none).
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP or TIFF file (the first frame or page of it).
+        data: the bytes of a file of one of the formats in `pillow_decoder.READABLE` (the first frame or page of it).
         targets: where given, a JPEG may be decoded at reduced scale, twice what each of them asks for or more.
             They must have one background.
 
@@ -123,56 +210,116 @@ def decode(data: bytes, *targets: Preprocessing) -> Pixels:
         (h, w, 3) uint8, RGB.
 
     Raises:
-        ImageError: empty, truncated, damaged, not an image, or more than `MAX_PIXELS`.
+        ImageError: empty, truncated, damaged, not an image, or decoding needs more than `MAX_BYTES`.
     """
     header = read_header(data)
-    if header.height * header.width > MAX_PIXELS:
-        raise ImageError(f"too large: {header.width} x {header.height} pixels, at most {MAX_PIXELS:,} are read")
-    flags = _JPEG_FLAGS
-    if header.format == "JPEG":
-        flags = _reduced(header, targets)
-    elif not header.is_cmyk:
-        flags = cv2.IMREAD_UNCHANGED  # keeps alpha and 16 bits, which are handled below
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise ImageError(f"damaged: the {header.format} data cannot be decoded ({error.err})") from error
-    if image is None:
-        raise ImageError(f"damaged or truncated: the {header.format} data cannot be decoded")
-    if flags == cv2.IMREAD_UNCHANGED:
-        # libtiff hands out 8-bit colours multiplied by their alpha already
-        premultiplied = header.format == "TIFF" and image.dtype == np.uint8
+        if header is None or not header.is_plain:
+            stored, orientation = _by_pillow(data)
+        else:
+            stored, orientation = _by_opencv(data, header, targets), header.orientation
         background = (targets[0] if targets else Preprocessing()).background
-        image = _rgb_from_unchanged(image, background, premultiplied=premultiplied)
-    pixels = cast(Pixels, image)
-    return pixels if header.format == "TIFF" else _upright(pixels, header.orientation)  # OpenCV turns TIFF itself
+        return _upright(_rgb(stored, background), orientation)
+    except MemoryError as error:
+        raise ImageError("decoding it needs more memory than this process can get") from error
 
 
-def _reduced(header: ImageHeader, targets: Sequence[Preprocessing]) -> int:
+def stored_hw(data: bytes) -> tuple[int, int]:
+    """Height and width of a whole file's picture before its orientation is applied, without decoding it.
+
+    Raises:
+        ImageError: empty, damaged, or not an image.
+    """
+    header = read_header(data) or Opened(data)
+    return header.height, header.width
+
+
+def _by_pillow(data: bytes) -> tuple[NDArray[Any], int]:
+    opened = Opened(data)
+    with _memory_for(opened.bytes_needed, opened.width, opened.height):
+        return opened.decode()
+
+
+def _by_opencv(data: bytes, header: ImageHeader, targets: Sequence[Preprocessing]) -> NDArray[Any]:
+    """Pixels as RGB, RGBA or grey, 8 or 16 bits."""
+    factor, flags = _reduced(header, targets) if header.format == "JPEG" else (1, _FLAGS[header.format])
+    # the coefficients of a progressive JPEG are all there at once, whatever the scale
+    whole, scaled = header.bytes_a_pixel - 3, 3 / factor**2
+    needed = round(header.height * header.width * (whole + scaled * (2 if header.orientation > 1 else 1)))
+    with _memory_for(needed, header.width, header.height):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error as error:
+            if error.code == cv2.Error.STS_NO_MEM:
+                raise MemoryError from error
+            raise ImageError(f"damaged: the {header.format} data cannot be decoded ({error.err})") from error
+        if image is None:
+            raise ImageError(f"damaged or truncated: the {header.format} data cannot be decoded")
+        if flags != cv2.IMREAD_UNCHANGED:
+            return cast(Pixels, image)
+        if header.transparent_grey and image.ndim == 2:
+            return _with_alpha(image, *header.transparent_grey)
+        if image.ndim == 2:
+            return image
+        return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
+
+
+@contextmanager
+def _memory_for(needed: int, width: int, height: int) -> Iterator[None]:
+    """Refuse what needs too much, and let large pictures take turns, so that workers do not need it all at once."""
+    if needed > MAX_BYTES:
+        most = MAX_BYTES >> 20
+        raise ImageError(
+            f"too large: decoding {width} x {height} pixels needs {needed >> 20:,} MB, expected {most} at most"
+        )
+    with _LARGE_TURN if needed > _LARGE_BYTES else nullcontext():
+        yield
+
+
+def _with_alpha(grey: NDArray[Any], transparent: int, depth: int) -> NDArray[Any]:
+    """A grey PNG with one transparent value: OpenCV hands out its greys, scaled from fewer bits to eight."""
+    value = transparent * 255 // ((1 << depth) - 1) if depth < 8 else transparent
+    most = np.iinfo(grey.dtype).max
+    return np.dstack([grey, grey, grey, np.where(grey == value, 0, most).astype(grey.dtype)])
+
+
+def _reduced(header: ImageHeader, targets: Sequence[Preprocessing]) -> tuple[int, int]:
+    """By which factor a JPEG is decoded smaller, and the flags for that."""
     if not targets:
-        return _JPEG_FLAGS
+        return 1, _JPEG_FLAGS
     height, width = (header.width, header.height) if header.is_transposed else (header.height, header.width)
     sizes = [resized_hw(height, width, target) for target in targets]
     resized_h, resized_w = max(h for h, _ in sizes), max(w for _, w in sizes)
     for factor, reduced_color in _REDUCTIONS:
         if height // factor >= 2 * resized_h and width // factor >= 2 * resized_w:
-            return (reduced_color & ~cv2.IMREAD_COLOR_BGR) | _JPEG_FLAGS
-    return _JPEG_FLAGS
+            return factor, (reduced_color & ~cv2.IMREAD_COLOR_BGR) | _JPEG_FLAGS
+    return 1, _JPEG_FLAGS
 
 
-def _rgb_from_unchanged(image: NDArray[Any], background: tuple[int, int, int], *, premultiplied: bool) -> Pixels:
+def _rgb(image: NDArray[Any], background: tuple[int, int, int]) -> Pixels:
+    """Grey, RGB or RGBA of 8 or 16 bits as RGB of 8."""
     if image.dtype == np.uint16:
-        image = np.rint(image / 257).astype(np.uint8)  # 65535 / 257 = 255
+        image = _in_bands(image, lambda band: np.rint(band / 257))  # 65535 / 257 = 255
     if image.dtype != np.uint8:
         raise ImageError(f"{image.dtype} pixels: expected 8 or 16 bits a channel")
     if image.ndim == 2:
         return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
     if image.shape[2] == 3:
-        return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    rgba = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-    alpha = rgba[:, :, 3:].astype(np.float32) / 255
-    rgb = rgba[:, :, :3] * (1 if premultiplied else alpha) + np.array(background, np.float32) * (1 - alpha)
-    return np.rint(rgb).clip(0, 255).astype(np.uint8)
+        return image
+
+    def composited(band: NDArray[Any]) -> NDArray[Any]:
+        alpha = band[:, :, 3:].astype(np.float32) / 255
+        rgb: NDArray[Any] = np.rint(band[:, :, :3] * alpha + np.array(background, np.float32) * (1 - alpha))
+        return rgb
+
+    return _in_bands(image, composited)
+
+
+def _in_bands(image: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> Pixels:
+    """Change a picture some rows at a time, so that what lies between is never as large as a large picture."""
+    rows = max(1, _BAND_PIXELS // image.shape[1])
+    changed = [change(image[top : top + rows]).astype(np.uint8) for top in range(0, len(image), rows)]
+    return changed[0] if len(changed) == 1 else np.concatenate(changed)
 
 
 def _upright(image: Pixels, orientation: int) -> Pixels:
@@ -220,7 +367,12 @@ def resize_and_crop(image: Pixels, preprocessing: Preprocessing, position: tuple
         raise ImageError(f"too thin: {width} x {height} pixels would be resized to {new_w} x {new_h}")
     if (new_h, new_w) != (height, width):
         interpolation = _interpolation(height / new_h, width / new_w, preprocessing)
-        image = cast(Pixels, cv2.resize(image, (new_w, new_h), interpolation=interpolation))
+        try:
+            image = cast(Pixels, cv2.resize(image, (new_w, new_h), interpolation=interpolation))
+        except cv2.error as error:
+            raise ImageError(
+                f"{width} x {height} pixels cannot be resized to {new_w} x {new_h}: {error.err}"
+            ) from error
     if preprocessing.resize == "pad":
         image = _padded(image, preprocessing)
         new_h, new_w = image.shape[:2]

@@ -435,7 +435,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(exported_run: Path, photos:
 def test_files_that_are_not_named_like_images_are_counted(
     exported_run: Path, photos: Path, in_empty_folder: Path
 ) -> None:
-    (photos / "checks" / "live.heic").write_bytes(b"")
+    (photos / "checks" / "live.mov").write_bytes(b"")
     (photos / "notes.txt").write_text("")
     (photos / ".hidden").write_text("")
     report = predict(options(exported_run, photos))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import io
 import json
 import os
 import signal
@@ -10,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgecls.errors import OptionError, RunError
+from edgecls.errors import DatasetError, OptionError, RunError
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.outputs import OutputOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
@@ -95,12 +98,76 @@ def test_an_ensembles_rows_are_read_back(tmp_path: Path) -> None:
     assert kept == [prediction(f"{number}.jpg", number, members=2) for number in range(2)]
 
 
-def test_ctrl_c_leaves_the_rows_and_other_errors_do_not(tmp_path: Path) -> None:
-    out = tmp_path / "rows.csv"
-    write_and_fail(RowsOptions(out), KeyboardInterrupt())
-    assert (tmp_path / "rows.csv.partial").read_text().count("\n") == 3
-    write_and_fail(RowsOptions(out), ValueError("a bug"))
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug"), RunError("a full disk"), MemoryError()])
+def test_whatever_happens_the_rows_so_far_are_kept(tmp_path: Path, error: BaseException) -> None:
+    out, partial = tmp_path / "rows.csv", tmp_path / "rows.csv.partial"
+    write_and_fail(RowsOptions(out), error)
+    assert partial.read_text().count("\n") == 3
+    before = partial.read_bytes()
+    with pytest.raises(DatasetError), open_rows(RowsOptions(out), 2):
+        raise DatasetError("an error before the first row of another try")
+    assert partial.read_bytes() == before
+    assert len(write_and_fail(RowsOptions(out, resume=True), error)) == 2
+
+
+def test_a_run_that_fails_before_its_first_row_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="early"), open_rows(RowsOptions(tmp_path / "rows.csv"), 2):
+        raise ValueError("early")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
+def test_damaged_rows_are_made_anew_and_those_before_them_kept(tmp_path: Path, format: Format, at: float) -> None:
+    out, partial = tmp_path / "rows", tmp_path / "rows.partial"
+    predictions = [prediction(f"{number}.jpg", number) for number in range(40)]
+    with suppress(KeyboardInterrupt), open_rows(RowsOptions(out, format), 2) as rows:
+        for each in predictions:
+            rows.write(each)
+        raise KeyboardInterrupt
+    whole = partial.read_bytes()
+    middle = whole.index(b"ok", int(len(whole) * at))
+    partial.write_bytes(whole[:middle] + b"\xff\n" + whole[middle + 2 :])
+    with open_rows(RowsOptions(out, format, resume=True), 2) as rows:
+        n_kept = sum(1 for _ in rows.kept())
+        assert 0 < n_kept < len(predictions)
+        for each in predictions[n_kept:]:
+            rows.write(each)
+    assert out.read_bytes() == whole
+
+
+def test_a_finished_file_is_not_emptied_by_one_who_opened_it_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs race for one name: the second opens the partial file, the first renames it, the second locks it."""
+    out, partial = tmp_path / "rows.csv", tmp_path / "rows.csv.partial"
+    partial.write_text("the rows of the first\n")
+    lock, renamed = fcntl.flock, []
+
+    def late(file: Any, how: int) -> None:
+        if not renamed:
+            renamed.append(os.replace(partial, out))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with suppress(KeyboardInterrupt), open_rows(RowsOptions(out), 2) as rows:
+        rows.write(prediction("a.jpg", 0))
+        raise KeyboardInterrupt
+    assert out.read_text() == "the rows of the first\n"
+    assert "a.jpg" in partial.read_text()
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_rows_on_standard_output_are_utf8_whatever_the_code_page(
+    format: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    with open_rows(RowsOptions(format=format), 2) as rows:
+        for path in AWKWARD:
+            rows.write(prediction(path, 0))
+    assert "写真".encode() in raw.getvalue()
+    assert raw.getvalue().count(b"0.5") == len(AWKWARD) * 2
 
 
 def test_two_processes_cannot_write_the_same_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from edgecls import images
 from edgecls.datasets import ClassNames
-from edgecls.errors import DatasetError, OptionError
+from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.runtime import video
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.pipeline import Frame
+from edgecls.runtime.pipeline import Frame, Unreadable
 from edgecls.runtime.sources import Source, SourceOptions, find_sources
 
 from .conftest import draw, write_image, write_linear_model
@@ -129,11 +131,87 @@ def test_frames_can_be_skipped_and_ended(clip: Path) -> None:
         SourceOptions(max_frames=0)
 
 
-def test_a_file_that_is_no_video_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_an_error_row(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("no video")
-    with pytest.raises(DatasetError, match=r"text\.mp4: cannot be opened: no video that OpenCV can read"):
-        list(find_sources([path], CLASSES))
+    (source,) = find_sources([path], CLASSES)
+    assert source.picture == Unreadable(str(path), "cannot be opened: no video that OpenCV can read")
+    assert source.name == str(path)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
+def test_a_video_that_is_cut_off_says_so_after_its_last_frame(tmp_path: Path, suffix: str) -> None:
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    codec = "MJPG" if suffix == "avi" else "mp4v"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*codec), 10, (64, 48))
+    for number in range(60):
+        writer.write(np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8))
+    writer.release()
+    data = whole.read_bytes()
+    if suffix == "mp4":  # its index stands at the end: what is damaged is the middle
+        cut.write_bytes(data[: len(data) // 3] + bytes(len(data) // 3) + data[2 * len(data) // 3 :])
+    else:
+        cut.write_bytes(data[: len(data) // 2])
+    assert all(isinstance(source.picture, Frame) for source in find_sources([whole], CLASSES))
+    *frames, last = find_sources([cut], CLASSES)
+    if suffix != "mp4" or len(frames) < 60:  # FFmpeg shows damaged frames of MPEG-4 as they come
+        assert isinstance(last.picture, Unreadable)
+        assert "cut off or damaged" in last.picture.reason
+        assert all(isinstance(source.picture, Frame) for source in frames)
+    limited = list(find_sources([cut], CLASSES, SourceOptions(max_frames=2)))
+    assert [source.name for source in limited] == [f"{cut}#0", f"{cut}#1"]
+
+
+def test_a_place_that_cannot_be_walked_is_a_row_with_its_reason(here: Path) -> None:
+    (here / "photos" / "loop").symlink_to("loop")
+    (here / "photos" / "above").symlink_to("..")  # walked already, so it is passed over
+    (here / "photos" / "nowhere").symlink_to("gone")  # a file that is not named like an image
+    sources = find_sources(["photos"], CLASSES)
+    found = list(sources)
+    assert sources.count == len(found) == 25
+    (closed,) = [source for source in found if isinstance(source.picture, Unreadable)]
+    assert closed.name == "loop"
+    assert isinstance(closed.picture, Unreadable)
+    assert closed.picture.reason.startswith("this folder cannot be walked: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_locked_folder_is_a_row_with_its_reason(here: Path) -> None:
+    locked = here / "photos" / "checks"
+    locked.chmod(0)
+    try:
+        found = list(find_sources(["photos"], CLASSES))
+    finally:
+        locked.chmod(0o755)
+    assert [source.name for source in found if isinstance(source.picture, Unreadable)] == ["checks"]
+    assert len(found) == 13
+
+
+def test_what_is_no_regular_file_is_a_row_and_is_not_waited_for(here: Path) -> None:
+    os.mkfifo(here / "pipe.jpg")
+    os.mkfifo(here / "pipe.mp4")
+    (here / "zero.png").symlink_to("/dev/zero")
+    (here / "gone.png").symlink_to("nothing")
+    given = ["pipe.jpg", "pipe.mp4", "zero.png", "gone.png", "photos/checks/0.png"]
+    assert names(*given) == given
+    reasons = []
+    for name in given[:-1]:
+        with pytest.raises(ImageError) as error:
+            images.read(name)
+        reasons.append(error.value.reason)
+    assert reasons == [
+        "it is a pipe or socket, not a file", "it is a pipe or socket, not a file", "it is a device, not a file",
+        "cannot be read: No such file or directory",
+    ]  # fmt: skip
+
+
+def test_a_folder_without_images_says_what_its_files_are_called(tmp_path: Path) -> None:
+    for name in ("a.xyz", "b.xyz", "c"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DatasetError, match=r"no images in this folder, only 3 files named \.xyz, \(no suffix\); expected"
+    ):
+        names(tmp_path)
 
 
 LIVE = [

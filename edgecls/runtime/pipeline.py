@@ -41,7 +41,20 @@ class Frame:
     pixels: Pixels
 
 
-Picture = str | Path | Frame
+@dataclass(frozen=True)
+class Unreadable:
+    """An input of which it is known already that it cannot be read: it still gets its row.
+
+    Attributes:
+        name: what its row calls it.
+        reason: why.
+    """
+
+    name: str
+    reason: str
+
+
+Picture = str | Path | Frame | Unreadable
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,8 @@ class _Worker:
                 n += 1
             except ImageError as error:
                 reasons.append(error.reason)
+            except MemoryError:
+                reasons.append("answering it needs more memory than this process can get")
         times = StageTimes()  # of all members, and of all views: an image is one image, however often it is looked at
         members = [
             self._infer(member, buffers[kind][:n], times)
@@ -159,6 +174,8 @@ class _Worker:
 
     def _load(self, picture: Picture, into: Sequence[Pixels]) -> None:
         """One picture as every kind of member sees it, into (n_views, h, w, 3) each."""
+        if isinstance(picture, Unreadable):
+            raise ImageError(picture.reason)
         decoded = {} if isinstance(picture, Frame) else self._decoded(picture)
         started = time.perf_counter()
         for (own, views), rows in zip(self._kinds, into, strict=True):

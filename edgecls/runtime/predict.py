@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from edgecls.runs import LATEST, members_of, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.ensemble import Ensemble, VoteOptions
 from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
-from edgecls.runtime.pipeline import Answered, Frame, Picture
+from edgecls.runtime.pipeline import Answered, Picture
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.rows import RowsOptions, open_rows, partial_of
 from edgecls.runtime.sources import Source, SourceOptions, Sources, find_sources
@@ -150,7 +151,7 @@ def predict(
         on_note: called with a line where choosing a device takes time.
 
     Raises:
-        ImageError: with `strict`, at the first image that cannot be read; no rows are left then.
+        ImageError: with `strict`, at the first image that cannot be read; the rows so far are left in `<out>.partial`.
         RunError: a file cannot be written; the rows so far are left in `<out>.partial`.
         DatasetError, OptionError, MissingExtra: before anything is written.
     """
@@ -202,7 +203,7 @@ class _Prediction:
             try:
                 for source, prediction in self._answered(remaining):
                     if prediction.status == "error" and self.options.strict:
-                        raise ImageError(f"{prediction.reason} (stopped by --strict)", source.name)
+                        raise ImageError(f"{prediction.reason} (stopped by --strict{self._kept_rows()})", source.name)
                     rows.write(prediction)
                     self._count(source, prediction, outputs)
                     if self.images % _FLUSHED == 0:
@@ -213,6 +214,11 @@ class _Prediction:
             if not self.images:
                 raise DatasetError("nothing to predict: standard input or the video ended before its first picture")
         return self._report(time.perf_counter() - started)
+
+    def _kept_rows(self) -> str:
+        out = self.options.rows.out
+        has_partial = out is not None and self.options.rows.kind != "parquet" and self.images
+        return f"; --resume goes on with the {self.images:,} rows so far" if has_partial else ""
 
     def _made_by(self) -> dict[str, Any]:
         """What two runs must have in common so that their rows may stand in one file."""
@@ -229,11 +235,17 @@ class _Prediction:
         }
 
     def _keep(self, source: Source | None, prediction: Prediction, outputs: Outputs) -> None:
+        damage = "start again without --resume (until then the rows so far are kept)"
         if source is None or source.name != prediction.path:
             now = f"that input is {source.name!r} now" if source else f"there are only {self.images} inputs now"
             raise OptionError(
-                f"--resume: row {self.images + 1} was for {prediction.path!r}, and {now}; "
-                "the inputs have changed: start again without --resume"
+                f"--resume: row {self.images + 1} was for {prediction.path!r}, and {now}; the inputs have changed, or "
+                f"the row is damaged: {damage}"
+            )
+        if prediction.label and prediction.label not in self.index:
+            raise OptionError(
+                f"--resume: row {self.images + 1} has the label {prediction.label!r}, which is not the model's: the "
+                f"row is damaged; {damage}"
             )
         self.resumed += 1
         self._count(source, prediction, outputs)
@@ -351,7 +363,7 @@ def _keep_inputs(options: PredictOptions, sources: Sources) -> None:
     """Nothing that is read may be written over, nor sorted into: the copies would be inputs of the next run."""
     into = options.outputs.sort_into
     for given in map(Path, options.sources):
-        if into and given.is_dir() and into.resolve().is_relative_to(given.resolve()):
+        if into and os.path.isdir(given) and into.resolve().is_relative_to(given.resolve()):
             raise OptionError(f"--sort-into {into} lies in the source {given}; name a folder elsewhere")
     if into and into.is_dir() and any(into.iterdir()) and not options.rows.resume:
         raise OptionError(f"--sort-into {into} is not empty: old answers would stay among the new; name another folder")
@@ -361,7 +373,7 @@ def _keep_inputs(options: PredictOptions, sources: Sources) -> None:
         if written.exists():
             same = written.stat()
             for source in sources:
-                if not isinstance(source.picture, Frame) and _is_same(source.picture, same.st_dev, same.st_ino):
+                if isinstance(source.picture, str | Path) and _is_same(source.picture, same.st_dev, same.st_ino):
                     raise OptionError(f"{flag} {written} would overwrite one of the images; name another file")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import math
 import os
@@ -114,8 +115,9 @@ def open_rows(
 ) -> Iterator[Rows]:
     """Open the rows of a run; the file appears when the block ends well.
 
-    Until then the rows are in `<out>.partial`. A kill leaves them there, and so do Ctrl-C and a full disk; other
-    errors remove them. `<out>.partial.json` says what made them, so that no two models' rows are mixed.
+    Until then the rows are in `<out>.partial`, and a kill or an error leaves them there. `<out>.partial.json` says what
+    made them, so that no two models' rows are mixed. Rows of an earlier run are there until the first new one is
+    written.
 
     Args:
         top_k: how many answers a row has.
@@ -130,7 +132,7 @@ def open_rows(
     if len(set(names)) < len(names):
         raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
     if options.out is None:
-        yield _TextRows(sys.stdout, options.kind, names, members)
+        yield _TextRows(_utf8(sys.stdout), options.kind, names, members)
         sys.stdout.flush()
         return
     out = options.out.resolve()  # a link is written through, not replaced
@@ -140,6 +142,13 @@ def open_rows(
         return
     with _RowFile(out, options, names, members, dict(made_by or {})) as kept_rows:
         yield kept_rows
+
+
+def _utf8(stream: TextIO) -> TextIO:
+    """The same stream, writing what a file would hold: behind a pipe, Windows has Python write its code page."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return stream
 
 
 class CsvTable:
@@ -204,32 +213,41 @@ class _RowFile:
         made_by = {"columns": list(names), "format": options.kind, **made_by}
         self._made_by: dict[str, Any] = json.loads(json.dumps(made_by))  # as it will be read back
         self._resumes = options.resume
+        self._end = 0  # of the rows that are kept, in bytes
+        self._is_read = False
         self._file: BinaryIO
         self._rows: _TextRows | None = None
 
     def __enter__(self) -> _RowFile:
         try:
             self._out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = cast(BinaryIO, self._partial.open("r+b" if self._partial.exists() else "w+b"))
-            # killed before its first row, it may have no record either
-            self._resumes = self._resumes and self._partial.stat().st_size > 0
+            self._file = self._locked()
         except OSError as error:
             raise RunError(f"cannot write {self._out}: {error.strerror or error}") from error
-        self._lock()
+        # killed before its first row, it may have no record either
+        self._resumes = self._resumes and os.fstat(self._file.fileno()).st_size > 0
         if self._resumes:
             self._check_record()
-        else:
-            self._file.truncate(0)
-            write_json(self._record, self._made_by)
         return self
 
-    def _lock(self) -> None:
+    def _locked(self) -> BinaryIO:
+        """The partial file, opened as it is, which no other process writes to."""
+        while True:
+            file = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+            self._lock(file)
+            # another process may have finished, and renamed this file, after it was opened and before it was locked
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._partial)):
+                    return file
+            file.close()
+
+    def _lock(self, file: BinaryIO) -> None:
         if fcntl is None:
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
+            file.close()
             raise RunError(
                 f"{self._partial}: another process is writing these rows; wait for it, or stop it"
             ) from error
@@ -237,6 +255,8 @@ class _RowFile:
     def _check_record(self) -> None:
         try:
             known = json.loads(self._record.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("not an object")
         except (OSError, ValueError) as error:
             self._file.close()
             raise OptionError(
@@ -252,29 +272,37 @@ class _RowFile:
             )
 
     def kept(self) -> Iterator[Prediction]:
-        end = 0
-        if self._resumes:
+        """The whole rows before the first that is damaged or cut off; nothing is deleted by reading them."""
+        if self._resumes and not self._is_read:
             found = _csv_rows(self._file, self._names) if self._format == "csv" else _json_rows(self._file)
-            for values, end_of_row in found:
-                end = end_of_row
-                if values is not None:
-                    yield _prediction(values, self._members)
-            self._file.seek(end)
-            self._file.truncate()  # what follows is a row that was cut off
-        self._open(has_header=end > 0)
+            with suppress(ValueError, KeyError, TypeError):  # a row that was damaged: it and what follows are made anew
+                for values, end_of_row in found:
+                    if values is not None:
+                        yield _prediction(values, self._members)
+                    self._end = end_of_row
+        self._is_read = True
 
-    def _open(self, has_header: bool) -> None:
+    def _start(self) -> None:
+        """Make room for the first new row: only now the rows of an earlier run go that are not kept.
+
+        The file is emptied before the record changes: a kill between the two leaves no row that another model made.
+        """
+        for _ in self.kept():
+            pass
+        self._file.seek(self._end)
+        self._file.truncate()
+        if not self._resumes:
+            write_json(self._record, self._made_by)
         # file names are bytes to the system; those that are not UTF-8 are written back as they were
         text = open(self._file.fileno(), "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=False)  # noqa: SIM115
         self._text = text
-        self._rows = _TextRows(text, self._format, self._names, self._members, has_header)
+        self._rows = _TextRows(text, self._format, self._names, self._members, has_header=self._end > 0)
 
     def write(self, prediction: Prediction) -> None:
-        if self._rows is None:
-            for _ in self.kept():
-                pass
-        assert self._rows is not None
         try:
+            if self._rows is None:
+                self._start()
+            assert self._rows is not None
             self._rows.write(prediction)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -293,25 +321,33 @@ class _RowFile:
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        is_full = isinstance(error, RunError) and isinstance(error.__cause__, OSError)
         try:
             if error is None:
-                if self._rows is None:
-                    self._open(has_header=False)
-                self.flush()
-                os.replace(self._partial, self._out)
-            elif isinstance(error, Exception) and not is_full:
-                self._partial.unlink(missing_ok=True)
+                self._finish()
             else:
-                with suppress(RunError):
-                    self.flush()
-                return
-            self._record.unlink(missing_ok=True)
-        except OSError as failed:
-            raise self._unwritable(failed) from failed
+                self._stop()
         finally:
             with suppress(OSError):
                 self._file.close()
+
+    def _finish(self) -> None:
+        try:
+            if self._rows is None:
+                self._start()
+            self.flush()
+            os.replace(self._partial, self._out)
+            self._record.unlink(missing_ok=True)
+        except OSError as failed:
+            raise self._unwritable(failed) from failed
+
+    def _stop(self) -> None:
+        """Keep the rows so far, whatever has happened; a file without any goes."""
+        with suppress(RunError):
+            self.flush()
+        with suppress(OSError):
+            if not os.fstat(self._file.fileno()).st_size:
+                self._partial.unlink(missing_ok=True)
+                self._record.unlink(missing_ok=True)
 
 
 def _csv_rows(file: BinaryIO, names: Sequence[str]) -> Iterator[tuple[dict[str, str] | None, int]]:
@@ -342,11 +378,20 @@ def _json_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any] | None, int]]:
         if not line.endswith(b"\n"):
             return
         read += len(line)
-        yield json.loads(line), read
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        yield values, read
 
 
 def _prediction(values: Mapping[str, Any], members: Sequence[str]) -> Prediction:
-    """A row read back; probabilities have six digits."""
+    """A row read back; probabilities have six digits.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    if values["status"] not in get_args(Status):
+        raise ValueError(f"status {values['status']!r}")
     top = [(values["label"], _number(values["probability"]))] if values["status"] == "ok" else []
     for rank in range(2, len(values)):
         if not values.get(f"label_{rank}"):

@@ -6,6 +6,7 @@ import csv
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,10 +15,10 @@ from typing import Final
 
 from edgecls.datasets import ClassNames, read_label_rows
 from edgecls.errors import DatasetError, OptionError, some
-from edgecls.image_header import READABLE
-from edgecls.images import has_image_suffix, natural_key, walk
+from edgecls.images import Listing, has_image_suffix, natural_key, walk
+from edgecls.pillow_decoder import READABLE
 from edgecls.runtime import video
-from edgecls.runtime.pipeline import Frame, Picture
+from edgecls.runtime.pipeline import Picture, Unreadable
 
 STDIN: Final = "-"
 LIST_SUFFIXES: Final = frozenset({".txt", ".csv"})
@@ -28,7 +29,7 @@ class Source:
     """One input.
 
     Attributes:
-        picture: the file, or the frame of a video.
+        picture: the file, the frame of a video, or why there is nothing to read.
         name: how rows call it: as given; for a folder that is the only source, the path below it.
         truth: its label where known, else None.
     """
@@ -100,7 +101,7 @@ class Sources:
 
     def _labelled(self, source: Source, truths: Mapping[str, str]) -> Source:
         truth = truths.get(os.path.normpath(source.name))
-        if truth is None and not isinstance(source.picture, Frame):
+        if truth is None and isinstance(source.picture, str | Path):
             truth = truths.get(os.path.abspath(source.picture))
         return Source(source.picture, source.name, truth)
 
@@ -140,17 +141,19 @@ def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions
     if given == STDIN:
         return _Part(lambda: _listed(_lines(sys.stdin), Path(), classes), None)
     path = Path(given)
-    if video.is_live(given) or (path.is_file() and video.is_video_file(path)):
+    # os.path's questions answer no where those of Path raise: of names that are too long, or behind a locked folder
+    is_file = os.path.isfile(given)
+    if video.is_live(given) or (is_file and video.is_video_file(path)):
         return _video(given, classes, options)
-    if path.is_dir():
+    if os.path.isdir(given):
         return _folder(path, is_only, classes)
-    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+    if is_file and path.suffix.lower() in LIST_SUFFIXES:
         return _list_file(path, classes)
-    if path.exists():
+    if os.path.lexists(given):  # a link to nothing is an input too, and its row says so
         return _Part(lambda: iter([Source(given, given, _nearest(path.absolute().parent, None, classes))]), 1)
     if glob.has_magic(given):
         found = sorted(glob.glob(given, recursive=True), key=natural_key)
-        found = [name for name in found if os.path.isfile(name)]
+        found = [name for name in found if not os.path.isdir(name)]
         if not found:
             raise DatasetError(f"{given}: no file matches this pattern")
         return _Part(lambda: (_file(name, name, classes) for name in found), len(found))
@@ -162,7 +165,7 @@ def _file(path: str, name: str, classes: ClassNames) -> Source:
 
 
 def _video(given: str, classes: ClassNames, options: SourceOptions) -> _Part:
-    truth = _nearest(Path(given).absolute().parent, None, classes) if Path(given).is_file() else None
+    truth = _nearest(Path(given).absolute().parent, None, classes) if os.path.isfile(given) else None
 
     def each() -> Iterator[Source]:
         for frame in video.frames(given, step=options.frame_step, most=options.max_frames):
@@ -172,25 +175,37 @@ def _video(given: str, classes: ClassNames, options: SourceOptions) -> _Part:
 
 
 def _folder(root: Path, is_only: bool, classes: ClassNames) -> _Part:
-    found: list[tuple[str, list[str]]] = []
-    skipped = 0
-    for folder, names in walk(root):
-        of_images = [name for name in names if has_image_suffix(name)]
-        skipped += len(names) - len(of_images)
-        found.append((folder, of_images))
-    count = sum(len(names) for _, names in found)
+    found: list[Listing] = []
+    passed_over: Counter[str] = Counter()
+    for listing in walk(root):
+        of_images = [name for name in listing.names if has_image_suffix(name)]
+        passed_over.update(os.path.splitext(name)[1] for name in listing.names if not has_image_suffix(name))
+        found.append(Listing(listing.folder, of_images, listing.reason))
+    if found[0].reason:
+        raise DatasetError(f"{root}: {found[0].reason}")
+    count = sum(len(each.names) + bool(each.reason) for each in found)
     if not count:
-        raise DatasetError(f"{root}: no images in this folder; expected {READABLE} files, by suffix")
+        raise DatasetError(f"{root}: no images in this folder{_other_suffixes(passed_over)}; expected {READABLE} files")
 
     def each() -> Iterator[Source]:
-        for folder, names in found:
-            truth = _nearest(Path(folder).absolute(), root.absolute(), classes)
+        for listing in found:
+            truth = _nearest(Path(listing.folder).absolute(), root.absolute(), classes)
             # below several folders the same name may stand twice: there, rows keep the folder
-            below = os.path.relpath(folder, root) if is_only else folder
-            for name in names:
-                yield Source(os.path.join(folder, name), os.path.normpath(os.path.join(below, name)), truth)
+            below = os.path.relpath(listing.folder, root) if is_only else listing.folder
+            if listing.reason:
+                yield Source(Unreadable(below, listing.reason), below)
+            for name in listing.names:
+                yield Source(os.path.join(listing.folder, name), os.path.normpath(os.path.join(below, name)), truth)
 
-    return _Part(each, count, skipped)
+    return _Part(each, count, passed_over.total())
+
+
+def _other_suffixes(passed_over: Counter[str]) -> str:
+    """What files that are not named like images are called, where there are any."""
+    if not passed_over:
+        return ""
+    names = some([suffix or "(no suffix)" for suffix, _ in passed_over.most_common()], 5)
+    return f", only {passed_over.total():,} files named {names}"
 
 
 def _list_file(path: Path, classes: ClassNames) -> _Part:

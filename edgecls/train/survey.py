@@ -12,7 +12,6 @@ import numpy as np
 from edgecls import images
 from edgecls.datasets import Dataset, stratified_sample
 from edgecls.errors import ImageError
-from edgecls.image_header import read_header
 from edgecls.manifest import Preprocessing
 
 UNEVEN: Final = 5.0  # the largest class has so many times the images of the smallest, or more
@@ -55,11 +54,11 @@ def survey_of(dataset: Dataset, seed: int) -> Survey:
     for image in stratified_sample(dataset.splits["train"], _SAMPLE, seed):
         try:
             data = images.read(image.path)
-            header = read_header(data)
+            height, width = images.stored_hw(data)
             thumbnail = images.resize_and_crop(images.decode(data, _THUMBNAIL), _THUMBNAIL).astype(np.int16)
         except ImageError:
             continue
-        sides.append((min(header.height, header.width), max(header.height, header.width)))
+        sides.append((min(height, width), max(height, width)))
         colourless.append(bool(np.ptp(thumbnail, axis=2).mean() < _COLOURLESS))
     side = round(median(short for short, _ in sides)) if sides else 0
     aspect = median(long / short for short, long in sides) if sides else 1.0
