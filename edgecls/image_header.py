@@ -75,7 +75,7 @@ def read_header(data: bytes) -> ImageHeader | None:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The frame header of a JPEG: `blocks` is how many 8 x 8 blocks of coefficients its scans hold at the least."""
+    """The frame header of a JPEG: `blocks` is how many 8 x 8 blocks of coefficients it has."""
 
     height: int
     width: int
@@ -110,18 +110,19 @@ def _jpeg(data: bytes) -> ImageHeader:
             break
     if frame is None:
         raise ImageError("damaged: a JPEG without a frame header")
-    # Each block has a code of one bit at the least (T.81, F.1.2); arithmetic coding has no such bound
-    if frame.marker not in _ARITHMETIC and (len(data) - position) * 8 < frame.blocks:
+    # Each block has a code of one bit at the least (T.81, F.1.2), though not those that only fill up the edges: so half
+    # of them. Arithmetic coding has no such bound.
+    if frame.marker not in _ARITHMETIC and (len(data) - position) * 8 < frame.blocks // 2:
         raise ImageError(
             f"damaged: {len(data):,} bytes cannot hold the {frame.width} x {frame.height} pixels of its header"
         )
     if junk > _MOST_JUNK:
         raise ImageError(f"damaged: {junk:,} bytes in its header belong to no segment")
-    is_progressive = frame.marker in _PROGRESSIVE
+    coefficients = 128 * frame.blocks if frame.marker in _PROGRESSIVE else 0  # those of all scans, of 16 bits
     return _checked(
         ImageHeader(
             "JPEG", frame.height, frame.width, orientation,
-            bytes_a_pixel=3 + (2 * frame.n_components if is_progressive else 0),  # the coefficients of all scans
+            bytes_a_pixel=3 + round(coefficients / max(frame.height * frame.width, 1)),
             is_plain=frame.n_components in (1, 3) and _ends_in_order(data, position),
         )
     )  # fmt: skip
@@ -129,10 +130,10 @@ def _jpeg(data: bytes) -> ImageHeader:
 
 def _jpeg_frame(data: bytes, body: int, marker: int) -> _Frame:
     height, width, n_components = struct.unpack_from(">xHHB", data, body + 2)
-    factors = [data[body + 9 + 3 * index] for index in range(n_components)]
-    widest, tallest = max((f >> 4 for f in factors), default=1), max((f & 15 for f in factors), default=1)
-    units = -(-width // (8 * max(widest, 1))) * -(-height // (8 * max(tallest, 1)))
-    return _Frame(height, width, units * len(factors), marker, n_components)
+    factors = [divmod(data[body + 9 + 3 * index], 16) for index in range(n_components)]  # across and down
+    across, down = (max((*sides, 1)) for sides in zip((1, 1), *factors, strict=True))
+    units = -(-width // (8 * across)) * -(-height // (8 * down))
+    return _Frame(height, width, units * sum(h * v for h, v in factors), marker, n_components)
 
 
 def _ends_in_order(data: bytes, position: int) -> bool:

@@ -52,7 +52,7 @@ MAX_BYTES: Final = 768 << 20  # for decoding one picture: a JPEG of 268 million 
 MAX_FILE_BYTES: Final = 512 << 20
 _LARGE_BYTES: Final = 128 << 20  # pictures that need more are decoded one at a time
 _LARGE_TURN: Final = threading.Lock()
-_BAND_PIXELS: Final = 1 << 20
+_BAND_PIXELS: Final = 1 << 18
 MAX_RESIZED_PIXELS: Final = 1 << 24  # a 1 x 10,000 strip would be 256 x 2,560,000 after the resize
 
 # JPEG can be decoded at 1/2, 1/4 or 1/8 for less work, by leaving out high DCT frequencies. It is used where what is

@@ -19,7 +19,6 @@ from edgecls.errors import ImageError
 from edgecls.image_header import exif_orientation
 
 _FORMATS: Final[tuple[str, ...]] = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "PPM")
-_BYTES_A_CHANNEL: Final = {"I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _FOREIGN: Final = {
     b"%PDF": "a PDF",
     b"PK\x03\x04": "a ZIP archive",
@@ -58,8 +57,9 @@ class Opened:
             raise ImageError("the file is empty")
         self._picture = _open(data)
         self.width, self.height = self._picture.size
-        stored = len(self._picture.getbands()) * _BYTES_A_CHANNEL.get(self._picture.mode, 1)
-        self.bytes_needed = self.width * self.height * (stored + 2 * 4)  # converted to RGBA, and that as an array
+        # Pillow keeps colours in four bytes, the array of them takes three, and of any other kind four and four more
+        is_simple = self._picture.mode in ("L", "RGB") and not self._picture.has_transparency_data
+        self.bytes_needed = self.width * self.height * (7 if is_simple else 12)
 
     def decode(self) -> tuple[NDArray[Any], int]:
         """Decode the first frame or page.

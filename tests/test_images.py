@@ -160,8 +160,11 @@ def test_what_is_not_an_image_says_what_it_is(data: bytes, reason: str) -> None:
 
 
 def png_bomb(side: int = 30_000) -> bytes:
-    """A valid one-bit PNG of side x side pixels in about 110 kB."""
-    return encoded(Image.new("1", (side, side)), "PNG")
+    """A valid one-bit PNG of side x side black pixels in about 110 kB."""
+    row = bytes(1 + -(-side // 8))
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.flush()
+    return as_png(struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), rows)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,21 +285,24 @@ def test_padding_fits_pictures_of_any_shape(size: tuple[int, int]) -> None:
     assert seen.shape == (24, 31, 3)
 
 
+def as_png(header: bytes, rows: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
     """A PNG with a chunk more, behind its header."""
-    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return png[:33] + chunk + png[33:]
+    return png[:33] + chunk(kind, body) + png[33:]
 
 
 def grey_png(depth: int, columns: tuple[int, int]) -> bytes:
     """8 x 4 pixels, whose left half has one value and whose right half another, at a depth of 1 to 16 bits."""
     bits = "".join(f"{value:0{depth}b}" * 4 for value in columns)
     row = b"\0" + int(bits, 2).to_bytes(depth, "big")
-    header = struct.pack(">IIBBBBB", 8, 4, depth, 0, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(row * 4)), (b"IEND", b"")):
-        png += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return png
+    return as_png(struct.pack(">IIBBBBB", 8, 4, depth, 0, 0, 0, 0), zlib.compress(row * 4))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -356,13 +362,13 @@ def test_stray_bytes_between_the_segments_of_a_jpeg_are_skipped(junk: bytes) -> 
     assert np.array_equal(images.decode(data[:at] + junk + data[at:]), images.decode(data))
 
 
-def test_a_hundred_megabytes_of_filling_do_not_hold_the_interpreter() -> None:
+def test_megabytes_of_filling_do_not_hold_the_interpreter() -> None:
     data = encoded(photo(), "JPEG")
     started = time.perf_counter()
-    images.decode(data[:2] + b"\xff" * (100 << 20) + data[2:])
+    images.decode(data[:2] + b"\xff" * (20 << 20) + data[2:])
     with pytest.raises(ImageError, match="belong to no segment"):
-        images.decode(data[:2] + bytes(100 << 20) + data[2:])
-    assert time.perf_counter() - started < 30  # byte by byte in Python it took minutes
+        images.decode(data[:2] + bytes(20 << 20) + data[2:])
+    assert time.perf_counter() - started < 10  # byte by byte in Python it took half a minute
 
 
 def test_a_small_jpeg_that_claims_to_be_large_is_refused() -> None:
@@ -375,14 +381,14 @@ def test_a_small_jpeg_that_claims_to_be_large_is_refused() -> None:
 
 
 def test_large_transparency_needs_little_more_memory_than_its_pixels() -> None:
-    picture = encoded(Image.new("RGBA", (3_000, 3_000), (200, 40, 40, 128)), "PNG")
+    picture = encoded(Image.new("RGBA", (1_500, 1_500), (200, 40, 40, 128)), "PNG")
     images.decode(picture)
     tracemalloc.start()
     pixels = images.decode(picture)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.abs(pixels[0, 0].astype(int) - (227, 147, 147)).max() <= 1
-    assert peak < 110e6  # what is stored 36 MB, what is returned 27 MB, and bands; it was 600 MB
+    assert peak < 35e6  # what is stored 9 MB, what is returned 7 MB, and bands; it was 150 MB
 
 
 def test_memory_that_cannot_be_had_is_an_error_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
