@@ -17,7 +17,7 @@ import numpy as np
 from edgecls.datasets import ClassNames
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.manifest import Precision
-from edgecls.runs import LATEST, members_of, sha256_of, write_json
+from edgecls.runs import LATEST, members_of, remove_leftovers, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.ensemble import Ensemble, VoteOptions
 from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
@@ -160,6 +160,8 @@ def predict(
         if options.rows.resume and sources.is_live:
             raise OptionError("--resume: a camera cannot be gone on with; leave it out")
         _keep_inputs(options, sources)
+        if options.outputs.sort_into:
+            remove_leftovers(options.outputs.sort_into)
         if options.rows.resume and options.rows.out and not partial_of(options.rows.out).exists():
             on_note(
                 f"--resume: no rows of a stopped run beside {options.rows.out}, so this starts with the first input"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 import sys
@@ -17,6 +16,7 @@ from edgecls.datasets import ClassNames, read_label_rows
 from edgecls.errors import DatasetError, OptionError, some
 from edgecls.images import Listing, has_image_suffix, natural_key, walk
 from edgecls.pillow_decoder import READABLE
+from edgecls.records import TextFile
 from edgecls.runtime import video
 from edgecls.runtime.pipeline import Picture, Unreadable
 
@@ -211,10 +211,8 @@ def _other_suffixes(passed_over: Counter[str]) -> str:
 def _list_file(path: Path, classes: ClassNames) -> _Part:
     if path.suffix.lower() == ".csv":
         return _csv_list(path, classes)
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # only line feeds end a line here: file names may hold the other characters that str.splitlines takes for ends
+    lines = TextFile(path, DatasetError, "expected the path of an image in each line").raw_text().split("\n")
     names = list(_lines(lines))
     if not names:
         raise DatasetError(f"{path}: an empty list; expected the path of an image in each line")
@@ -223,22 +221,13 @@ def _list_file(path: Path, classes: ClassNames) -> _Part:
 
 def _csv_list(path: Path, classes: ClassNames) -> _Part:
     """A CSV with `path`, and where it has `label` the true labels."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            columns = next(csv.reader(file, skipinitialspace=True), [])
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not a CSV in UTF-8 that can be read: {error}") from error
-    if "label" in columns:
+    file = TextFile(path, DatasetError, "expected a CSV in UTF-8 with a column `path`, and maybe `label`")
+    if "label" in file.header():
         rows = [(row["path"], _known(path, number, row["label"], classes)) for number, row in read_label_rows(path)]
         if not rows:
             raise DatasetError(f"{path}: no rows in it; expected columns path,label with an image in each row")
         return _Part(lambda: (Source(str(path.parent / name), name, label) for name, label in rows), len(rows))
-    if "path" not in columns:
-        raise DatasetError(
-            f"{path}: the first line is {','.join(columns)!r}; expected a column `path`, and maybe `label`"
-        )
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = [row["path"].strip() for row in csv.DictReader(file, skipinitialspace=True) if row["path"]]
+    names = [row["path"].strip() for _, row in file.rows(("path",)) if row["path"].strip()]
     if not names:
         raise DatasetError(f"{path}: no rows in it; expected the path of an image in each")
     return _Part(lambda: _listed(names, path.parent, classes), len(names))
