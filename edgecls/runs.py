@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ SPLIT: Final = "split.csv"
 HISTORY: Final = "history.csv"
 RECIPE: Final = "recipe.json"  # every option with the choice made, and what it ran on
 RESUME: Final = "resume.ckpt"  # only while a training is not finished
+UNFINISHED: Final = ".unfinished"  # likewise, from its first moment on: also where there is nothing to go on from
 METRICS: Final = "metrics.json"
 FIGURES: Final = "figures"
 CONTACT_SHEET: Final = "figures/batch.png"  # what training sees, and prediction
@@ -59,6 +62,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left_behind in filter(_is_leftover, list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))):
+            left_behind.unlink(missing_ok=True)
         yield partial
         os.replace(partial, path)
     except OSError as error:
@@ -139,7 +144,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and not _is_hidden(path.relative_to(folder))
+        if path.is_file() and path.name not in (MANIFEST, RESUME) and not _is_hidden(path.relative_to(folder))
     }
 
 
@@ -179,6 +184,39 @@ def create_run_folder(model: str, out: Path | None = None) -> Path:
     Raises:
         RunError: `out` exists and is not empty, or cannot be made.
     """
+    folder = _free_folder(model, out)
+    _make(folder, folder)
+    return folder
+
+
+@contextmanager
+def whole_run(model: str, out: Path | None = None) -> Iterator[tuple[Run, Path]]:
+    """A run to write in a hidden folder, and the folder of `create_run_folder` that it becomes if the block ends well.
+
+    For runs that are made in one go: one that was killed is not in the way of the same command.
+
+    Raises:
+        RunError: as `create_run_folder`.
+    """
+    folder = _free_folder(model, out)
+    if folder.exists() and folder.samefile("."):
+        raise RunError(f"{folder} is the working folder, which a whole run cannot replace; name another with --out")
+    place = folder.absolute().parent
+    partial = place / f".{folder.absolute().name}.{os.getpid()}.partial"
+    pattern = ".*.partial" if out is None else f".{escape(folder.absolute().name)}.*.partial"
+    for left_behind in filter(_is_leftover, list(place.glob(pattern))):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    _make(partial, folder)
+    try:
+        yield Run(partial), folder
+        os.replace(partial, folder)  # an empty one may be there
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}; name another folder with --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _free_folder(model: str, out: Path | None) -> Path:
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{model.replace('/', '-')}"
     folder = out or RUNS / stem
     attempt = 1
@@ -189,22 +227,35 @@ def create_run_folder(model: str, out: Path | None = None) -> Path:
         remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; name another folder with --out, or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run folder {folder}: {error.strerror}; name another with --out") from error
     return folder
 
 
+def _make(folder: Path, named: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {named}: {error.strerror}; name another with --out") from error
+
+
 def point_latest_at(folder: Path) -> None:
-    """Make `runs/latest` name this run, wherever it lies."""
-    RUNS.mkdir(exist_ok=True)
+    """Make `runs/latest` name this run, wherever it lies.
+
+    Raises:
+        RunError: the working folder cannot be written; the run itself is complete.
+    """
     link = RUNS / LATEST
-    target = os.path.relpath(folder.resolve(), RUNS.resolve())
-    partial = RUNS / f".{LATEST}.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target, target_is_directory=True)
-    os.replace(partial, link)
+    partial = RUNS / f".{LATEST}.{os.getpid()}.partial"
+    try:
+        RUNS.mkdir(exist_ok=True)
+        for left_behind in filter(_is_leftover, list(RUNS.glob(f".{LATEST}.*.partial"))):
+            left_behind.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()), target_is_directory=True)
+        os.replace(partial, link)
+    except OSError as error:
+        raise RunError(
+            f"the run {folder} is complete, but {link} cannot name it ({error.strerror or error}); give its path in "
+            "place of `latest`"
+        ) from error
 
 
 def find_model(name: str | Path) -> Path:
