@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+NO_ANSWER: Final = -1  # in the place of a label index where a network gave none
+
 _RESAMPLES: Final = 20_000  # of the bootstrap: its own error is then below a hundredth of the interval
 
 
@@ -25,9 +27,24 @@ def accuracy(predicted: Indices, truth: Indices) -> float:
     return float(np.mean(predicted == truth)) if len(truth) else math.nan
 
 
+def is_finite(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows are answers: all of their numbers are finite. (n, n_classes) -> (n,)."""
+    return np.asarray(np.isfinite(logits).all(axis=1))
+
+
+def answered(logits: NDArray[np.float32]) -> Indices:
+    """The label index that each row names; `NO_ANSWER` where a number is not finite: argmax would take the first nan.
+
+    Args:
+        logits: (n, n_classes).
+    """
+    return np.where(is_finite(logits), logits.argmax(1), NO_ANSWER)
+
+
 def confusion_matrix(predicted: Indices, truth: Indices, n_classes: int) -> NDArray[np.int64]:
-    """(n_classes, n_classes) counts: row is the true class, column the answer."""
-    flat = np.bincount(truth * n_classes + predicted, minlength=n_classes * n_classes)
+    """(n_classes, n_classes) counts: row is the true class, column the answer; images without an answer in none."""
+    has_answer = predicted != NO_ANSWER
+    flat = np.bincount(truth[has_answer] * n_classes + predicted[has_answer], minlength=n_classes * n_classes)
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 
@@ -46,8 +63,9 @@ def wilson_interval(accuracy: float, n: int, z: float = 1.96) -> tuple[float, fl
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities over the last axis, without overflow."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    """Probabilities over the last axis, without overflow; nan for a row with a number that is not finite."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
@@ -125,13 +143,17 @@ def class_accuracies(predicted: Indices, truth: Indices, n_classes: int) -> NDAr
 def expected_calibration_error(probabilities: NDArray[np.float32], truth: Indices, n_bins: int = 15) -> float:
     """How far the probability of the best answer is from the share that is right, on average, 0 to 1.
 
+    nan for no images, and where a probability is not finite: nobody knows how sure such a network is.
+
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599; bins of equal width.
 
     Args:
         probabilities: (n, n_classes), each row sums to 1.
         truth: (n,) label indices.
     """
+    if not len(truth) or not np.isfinite(probabilities).all():
+        return math.nan
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     gaps = np.bincount(bins, right - confidence, n_bins)  # of each bin: its images times (accuracy - confidence)
-    return float(np.abs(gaps).sum() / len(truth)) if len(truth) else math.nan
+    return float(np.abs(gaps).sum() / len(truth))

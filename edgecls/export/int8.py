@@ -88,6 +88,7 @@ def write_int8(
         onnx.save(quantised, partial)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is beyond float16 becomes infinite, and the gate says so
 def quantized(
     graph: onnx.ModelProto, calibration: Calibration, flavour: Flavour, given_back: Collection[str] = ()
 ) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgecls import images
 from edgecls.datasets import LabelledImage
 from edgecls.errors import ImageError
+from edgecls.export.float16 import LARGEST, Overflow
 from edgecls.export.parity import Parity
 from edgecls.images import Pixels
 from edgecls.manifest import Precision, Preprocessing
@@ -52,6 +53,10 @@ class Measurement:
         temperature: what its logits are divided by.
         ece_before, ece_after: expected calibration error without it and with.
         given_back: layers of an INT8 graph that stay float because it lost too much with them.
+        sha256: of the file.
+        n_answers, not_finite: answers to golden and validation images, and how many of them have a number that is
+            not finite.
+        overflows: what the file holds in float16 and float16 cannot hold, the largest first.
     """
 
     accuracy: float | None
@@ -69,6 +74,21 @@ class Measurement:
     ece_before: float | None = None
     ece_after: float | None = None
     given_back: tuple[str, ...] = ()
+    sha256: str = ""
+    n_answers: int = 0
+    not_finite: int = 0
+    overflows: tuple[Overflow, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why no accuracy can be trusted: the gate lets no such file through. Empty for a sound one."""
+        lines = []
+        if self.not_finite:
+            lines.append(f"{self.not_finite} of {self.n_answers} answers are not finite numbers")
+        if self.overflows:
+            more = f" and {len(self.overflows) - 1} more" if len(self.overflows) > 1 else ""
+            lines.append(f"{self.overflows[0]}{more}, beyond float16's {LARGEST:,.0f}: infinite on a GPU")
+        return tuple(lines)
 
 
 def answers(
@@ -87,13 +107,19 @@ def answers(
         ImageError: an image has become unreadable.
     """
     logits = []
-    for batch in _batches(validation, preprocessing):
+    for batch in pixels_of(validation, preprocessing):
         logits.append(backend.infer(batch))
         on_images(len(batch))
     return np.concatenate(logits)
 
 
-def _batches(validation: Sequence[LabelledImage], preprocessing: Preprocessing) -> Iterator[Pixels]:
+def pixels_of(validation: Sequence[LabelledImage], preprocessing: Preprocessing) -> Iterator[Pixels]:
+    """The images as the network takes them, `BATCH_SIZE` at a time.
+
+    Raises:
+        ImageError: an image has become unreadable.
+    """
+
     def load(image: LabelledImage) -> Pixels:
         try:
             return images.load(image.path, preprocessing)

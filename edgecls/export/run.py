@@ -7,7 +7,8 @@ run as it was.
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,16 +23,18 @@ from edgecls import images, metrics
 from edgecls.calibration.collectors import DEFAULT_METHOD, METHODS, Method
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
-from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split, targets_of
+from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split, stratified_sample, targets_of
 from edgecls.errors import DatasetError, ExportError, OptionError, RunError
 from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
-from edgecls.export.fp16 import fp16_from_onnx
+from edgecls.export.float16 import Overflow, halves, overflows, ranges_of
+from edgecls.export.fp16 import fp16_from_onnx, half
 from edgecls.export.gate import GateOptions, Int8, meet_gate, noise
 from edgecls.export.graph import embed_manifest, needs_onnx_runtime
 from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
-from edgecls.export.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, speeds
+from edgecls.export.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, pixels_of, speeds
 from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.export.parity import Parity, check_parity, compared
+from edgecls.export.staging import commit, commit_report, staging
 from edgecls.export.temperature import fit_temperature
 from edgecls.golden import Golden
 from edgecls.images import Pixels
@@ -62,13 +65,15 @@ N_PROBE: Final = 32  # calibration images by which range methods and layers are 
 # values 300 times as large as the most, had 0.98 by mse and 0.005 by entropy, and lost 38 points of top-1 and none.
 _NOISY: Final = 0.02
 
+# Calibration images, and as many validation images, that tell what of the float32 graph float16 cannot hold
+_N_OBSERVED: Final = 256
+
 _FEW_TO_JUDGE: Final = 100  # validation images below which one alone is more than a point
 _MANY_CHANGED: Final = 0.1  # share of answers
 
 FOR_CPU: Final[tuple[Precision, ...]] = ("fp32", "int8-cpu")
 
 _TIMED_BATCH_SIZES: Final = (1, 4, BATCH_SIZE)
-_STAGING: Final = ".export-"
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,17 @@ class ExportResult:
 
     def to_json(self) -> dict[str, Any]:
         engine = self.engine.to_json() if self.engine else None
-        return {**asdict(replace(self, engine=None)), "run": str(self.run), "engine": engine}
+        values = {**asdict(replace(self, engine=None)), "run": str(self.run), "engine": engine}
+        return {name: _without_nan(value) for name, value in values.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -176,20 +191,18 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     if options.engine:
         check_target(options.engine)
     data = _Data.of(run, options)
-    with _staging(run) as staged:
+    with staging(run) as staged:
         work = _Work(run, options, data, staged, progress)
         result = work.result(started)
         write_json(staged / EXPORT, result.to_json())
-        gone = _commit(staged, run)
+        gone = commit(staged, run, result.precisions["fp32"].temperature)
     if gone:
         progress.on_step(f"removed {', '.join(gone)}: of an earlier export, and not measured beside the new files")
-    run.record(replace(run.manifest, temperature=result.precisions["fp32"].temperature))
     if options.engine:
         file = run.path(MODEL_FILES[result.engine_from])
         engine = build_engine(file, run.path(ENGINES), options.engine, on_step=progress.on_step)
         result = replace(result, engine=engine, seconds=time.perf_counter() - started)
-        write_json(run.path(EXPORT), result.to_json())
-        run.record()
+        commit_report(result.to_json(), run)
     return result
 
 
@@ -253,6 +266,7 @@ class _Work:
         self.parity = self._write_fp32()
         self.precisions = self._precisions()
         self._answer("fp32")
+        self.overflows = self._overflows(onnx.load(self._file("fp32"))) if "fp16" in self.precisions else ()
         if "fp16" in options.precisions:
             progress.on_step("fp16: weights and maths in float16")
             fp16_from_onnx(self._file("fp32"), replace(self.manifest, precision="fp16"), self._file("fp16"))
@@ -292,6 +306,11 @@ class _Work:
         else:
             self.progress.on_step(f"fp32: {CHECKPOINT} -> {file.name}")
             onnx_from_checkpoint(load_checkpoint(self.run), self.manifest, file)
+        if not np.isfinite(self.golden.logits).all():
+            raise ExportError(
+                f"{self.run.folder}: the network itself answers its golden images with numbers that are not finite, so "
+                "no file of it can be right; nothing was written. Train again, with a lower --lr"
+            )
         with self._open("fp32") as backend:
             return check_parity(backend, self.golden, self.run.path(file.name))
 
@@ -317,20 +336,45 @@ class _Work:
             self.progress.on_step(f"warning: {note}")
         return chosen
 
+    def _overflows(self, graph: onnx.ModelProto) -> tuple[Overflow, ...]:
+        """What of a float32 graph float16 cannot hold, on golden, validation and calibration images."""
+        halved = half(graph)
+        validation = stratified_sample(self.data.validation, _N_OBSERVED, 0)
+        chosen = self.calibration_set.images[:_N_OBSERVED] if self.calibration_set else ()
+        observed = [*validation, *(LabelledImage(Path(image.path), "") for image in chosen)]
+        batches = itertools.chain([self.golden.images], pixels_of(observed, self.manifest.preprocessing))
+        return overflows(graph, halved, ranges_of(graph, halves(halved), batches))
+
+    def _overflows_of(self, precision: Precision) -> tuple[Overflow, ...]:
+        if precision == "fp16":
+            return self.overflows
+        if precision != "int8" or not self.int8:
+            return ()
+        graph, ranges = self.int8.graph, self.int8.calibration.ranges
+        return (
+            self._overflows(graph)
+            if self.int8.is_equalised
+            else self.overflows or overflows(graph, half(graph), ranges)
+        )
+
     def _write_int8(self, chosen: CalibrationSet) -> Int8:
         manifest, options = self.manifest, self.options
         graph = onnx.load(self._file("fp32"))
         probe = _load(chosen, N_PROBE, manifest)
         calibration = self._best_calibration(graph, chosen, probe)
+        # layers given back to float are in float16 there: nothing that is tried would help
+        hopeless: Sequence[Flavour] = ["int8"] if self.overflows and "int8" in self.precisions else []
         int8 = meet_gate(
             Int8(graph, calibration),
             options.gate,
             self._drop_of,
             lambda graph: self._calibrated(graph, chosen, calibration.method),
             probe,
-            flavours=[flavour for flavour in FLAVOURS if flavour in self.precisions],
+            flavours=[flavour for flavour in FLAVOURS if flavour in self.precisions and flavour not in hopeless],
             on_step=self.progress.on_step,
         )
+        for flavour in hopeless:
+            self._drop_of(int8, flavour)
         int8.calibration.write(self.staged / CALIBRATION)
         return int8
 
@@ -378,7 +422,7 @@ class _Work:
         return self._accuracy("fp32") - self._accuracy(flavour)
 
     def _accuracy(self, precision: Precision) -> float:
-        return metrics.accuracy(self.logits[precision].argmax(1), self.truth)
+        return metrics.accuracy(metrics.answered(self.logits[precision]), self.truth)
 
     def result(self, started: float) -> ExportResult:
         """Measure what was written, put each file's temperature into it, and judge."""
@@ -393,7 +437,8 @@ class _Work:
         for precision, measurement in measured.items():
             manifest = replace(self.manifest, precision=precision, temperature=measurement.temperature)
             _embed(manifest, self._file(precision))
-            measured[precision] = replace(measurement, bytes=self._file(precision).stat().st_size)
+            file = self._file(precision)
+            measured[precision] = replace(measurement, bytes=file.stat().st_size, sha256=sha256_of(file))
         return self._judged(measured, started)
 
     def _timed(self, backends: Mapping[Precision, OnnxRuntimeBackend]) -> dict[Precision, dict[int, float]]:
@@ -406,6 +451,7 @@ class _Work:
         }
 
     def _measurement(self, precision: Precision, backend: OnnxRuntimeBackend, timed: dict[int, float]) -> Measurement:
+        every_answer = np.concatenate([backend.infer(self.golden.images), *self._answers_of(precision)])
         bare = Measurement(
             accuracy=None,
             agreement=None,
@@ -417,12 +463,15 @@ class _Work:
             n_images=len(self.truth),
             golden=compared(backend, self.golden),
             given_back=self._given_back(precision),
+            n_answers=len(every_answer),
+            not_finite=int((~metrics.is_finite(every_answer)).sum()),
+            overflows=self._overflows_of(precision),
         )
         if not len(self.truth):
             return bare
-        logits, reference = self.logits[precision], self.logits["fp32"].argmax(1)
-        answered = logits.argmax(1)
-        fitted = fit_temperature(logits, self.truth) if len(self.truth) > 1 else None
+        logits, reference = self.logits[precision], metrics.answered(self.logits["fp32"])
+        answered = metrics.answered(logits)
+        fitted = fit_temperature(logits, self.truth)
         expected = self.data.checkpoint_answers if precision == "fp32" else reference
         return replace(
             bare,
@@ -430,10 +479,13 @@ class _Work:
             agreement=None if expected is None else metrics.accuracy(answered, expected),
             paired=None if precision == "fp32" else metrics.paired_difference(reference, answered, self.truth),
             classes=self._class_drops(reference, answered),
-            temperature=fitted.temperature if fitted else 1.0,
-            ece_before=fitted.ece_before if fitted else None,
-            ece_after=fitted.ece_after if fitted else None,
+            temperature=fitted.temperature,
+            ece_before=fitted.ece_before,
+            ece_after=fitted.ece_after,
         )
+
+    def _answers_of(self, precision: Precision) -> list[Logits]:
+        return [self.logits[precision]] if precision in self.logits else []
 
     def _given_back(self, precision: Precision) -> tuple[str, ...]:
         return self.int8.names_given_back(precision) if self.int8 and precision in ("int8", "int8-cpu") else ()
@@ -467,7 +519,7 @@ class _Work:
 
     def _judged(self, measured: dict[Precision, Measurement], started: float) -> ExportResult:
         gate, fp32 = self.options.gate, measured["fp32"]
-        passed = {p for p, m in measured.items() if m.paired is None or gate.allows(m.paired.drop)}
+        passed = {p for p, m in measured.items() if not m.doubts and (m.paired is None or gate.allows(m.paired.drop))}
         drop, speedup = None, None
         words = [f"fp32 answers as the checkpoint does (logits within {self.parity.max_logit_difference:.1g})"]
         fast = True
@@ -478,15 +530,12 @@ class _Work:
             fast = speedup >= gate.min_speedup
             on_cpu = f"{speedup:.2f} times the speed of fp32 on this CPU"
             words = [f"int8: {_lost(drop)}, {on_cpu}" + ("" if fast else f", {gate.min_speedup:g} are asked for")]
-        too_lossy = [precision for precision in measured if precision not in passed]
-        for precision in too_lossy:
-            paired = measured[precision].paired
-            assert paired is not None
-            words.append(f"{MODEL_FILES[precision]}: {_lost(paired.drop)}, {gate.max_drop:g} are allowed")
+        failed = [precision for precision in measured if precision not in passed]
+        words += [f"{MODEL_FILES[precision]}: {', '.join(_why(measured[precision], gate))}" for precision in failed]
         serves: Precision = "int8-cpu" if drop is not None and "int8-cpu" in passed and fast else "fp32"
         candidates: tuple[Precision, ...] = ("int8", "fp16", "fp32")
-        engine_from = next(each for each in candidates if each in passed)
-        missed = bool(too_lossy) or not fast
+        engine_from: Precision = next((each for each in candidates if each in passed), "fp32")
+        missed = bool(failed) or not fast
         if missed:
             words.append(f"predict uses {serves} on CPUs, TensorRT engines are built from {engine_from}")
         return ExportResult(
@@ -510,6 +559,13 @@ class _Work:
             ),
             seconds=time.perf_counter() - started,
         )
+
+
+def _why(measured: Measurement, gate: GateOptions) -> Iterator[str]:
+    """Why a file is not let through."""
+    yield from measured.doubts
+    if measured.paired and not gate.allows(measured.paired.drop):
+        yield f"{_lost(measured.paired.drop)}, {gate.max_drop:g} are allowed"
 
 
 def _lost(drop: float) -> str:
@@ -536,33 +592,3 @@ def _embed(manifest: Manifest, file: Path) -> None:
     embed_manifest(graph, manifest)
     with atomic_path(file) as partial:
         onnx.save(graph, partial)
-
-
-@contextlib.contextmanager
-def _staging(run: Run) -> Iterator[Path]:
-    for left_by_a_killed_export in run.folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(left_by_a_killed_export, ignore_errors=True)
-    staged = run.path(f"{_STAGING}{os.getpid()}")
-    try:
-        staged.mkdir()
-    except OSError as error:
-        raise RunError(f"cannot write into {run.folder}: {error.strerror}; nothing was changed") from error
-    try:
-        yield staged
-    except OSError as error:
-        raise RunError(f"cannot write {staged}: {error.strerror or error}; the run is as it was before") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _commit(staged: Path, run: Run) -> list[str]:
-    """Let the new files take the old ones' place. Model files that this export did not make go; returns their names.
-
-    They may come from another model.onnx, and nothing was measured of them.
-    """
-    gone = [name for name in MODEL_FILES.values() if run.path(name).exists() and not (staged / name).exists()]
-    for name in gone:
-        run.path(name).unlink()
-    for file in sorted(staged.iterdir()):
-        os.replace(file, run.path(file.name))
-    return gone

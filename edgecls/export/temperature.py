@@ -23,12 +23,13 @@ class Temperature:
     """Attributes:
     temperature: what the logits are divided by; 1 leaves them.
     ece_before, ece_after: expected calibration error without and with it, 0 to 1. After is measured on images that
-        the temperature was not fitted on: it is fitted on either half and judged on the other.
+        the temperature was not fitted on: it is fitted on either half and judged on the other. None where nothing
+        was fitted.
     """
 
-    temperature: float
-    ece_before: float
-    ece_after: float
+    temperature: float = 1.0
+    ece_before: float | None = None
+    ece_after: float | None = None
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: metrics.Indices) -> Temperature:
@@ -37,9 +38,14 @@ def fit_temperature(logits: NDArray[np.float32], truth: metrics.Indices) -> Temp
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
 
     Args:
-        logits: (n, n_classes), n >= 2.
+        logits: (n, n_classes).
         truth: (n,) label indices.
+
+    Returns:
+        1 and no errors where there are less than two images, or an answer is not finite.
     """
+    if len(truth) < 2 or not np.isfinite(logits).all():
+        return Temperature()
     halves = np.arange(len(truth)) % 2 == 0
     after = np.empty_like(logits)
     for fitted_on in (halves, ~halves):

@@ -245,7 +245,8 @@ def _measured(run: Path) -> _Measured:
         passed = tuple(
             precision
             for precision, each in values["precisions"].items()
-            if each["paired"] is None or each["paired"]["drop"] <= allowed
+            if not (each.get("not_finite") or each.get("overflows"))
+            and (each["paired"] is None or each["paired"]["drop"] <= allowed)
         )
         named = (values["serves"], values["engine_from"], *passed)
         if not set(named) <= set(get_args(Precision)):
