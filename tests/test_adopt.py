@@ -54,6 +54,7 @@ def write_model(
     opset: int = 13,
     metadata: dict[str, str] | None = None,
     input_name: str = "images",  # as edgecls and Ultralytics call theirs
+    n_classes: int = N_CLASSES,
 ) -> Path:
     """A convolution with weights from a Constant node, batch norm, ReLU, mean, and a linear head."""
     rng = np.random.default_rng(0)
@@ -64,9 +65,9 @@ def write_model(
     weights = [
         *(constant(name, 8) for name in ("scale", "shift", "mean")),
         numpy_helper.from_array(np.linspace(0.5, 2, 8, dtype=np.float32), "variance"),
-        constant("head", N_CLASSES, 8),
-        constant("bias", N_CLASSES),
-        constant("head_1x1", N_CLASSES, 8, 1, 1),
+        constant("head", n_classes, 8),
+        constant("bias", n_classes),
+        constant("head_1x1", n_classes, 8, 1, 1),
         constant("token", 1, 8, 1, 1),
         *(numpy_helper.from_array(np.array(dims), name) for name, dims in RESHAPED_TO.items()),
     ]
@@ -389,6 +390,288 @@ def test_of_several_outputs_the_one_that_fits_the_labels_is_taken(folder: Path) 
         adopt(options(file))
 
 
+def declare(file: Path, dims: Sequence[str | int | None] | None, kind: int = TensorProto.FLOAT) -> None:
+    """Say of the input of a file what another exporter might; None says no shape at all."""
+    model = onnx.load(file)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info(model.graph.input[0].name, kind, dims))
+    onnx.save(model, file)
+
+
+@pytest.mark.parametrize("shape", [pytest.param(NCHW, id="nchw"), pytest.param(NHWC, id="nhwc")])
+@pytest.mark.parametrize(
+    "dims",
+    [
+        pytest.param(("batch_size", "num_channels", "height", "width"), id="named"),
+        pytest.param((None,) * 4, id="unnamed"),
+        pytest.param(None, id="no shape"),
+        pytest.param((2, None, None, None), id="fixed batch"),
+    ],
+)
+def test_channels_that_the_file_does_not_say_are_those_of_its_first_convolution(
+    dims: tuple[str | int | None, ...] | None, shape: tuple[str | int, ...], folder: Path
+) -> None:
+    file = write_model(folder / "theirs.onnx", shape)
+    is_nhwc, batch = shape == NHWC, 2 if dims and dims[0] == 2 else 1
+    preprocessing = Preprocessing((SIZE, SIZE), **SCALES)
+    expected = answers(file, preprocessing, is_nhwc=is_nhwc, batch=batch)
+    declare(file, dims)
+    result = adopt(options(file, image_size=SIZE))
+    assert np.allclose(merged_answers(result.run, preprocessing), expected, atol=1e-4 * np.abs(expected).max())
+    assert any("turned inside" in change for change in result.changes) == is_nhwc
+
+
+def test_a_size_that_is_fixed_says_where_the_channels_are(folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx")
+    declare(file, ("n", "c", SIZE, SIZE))
+    assert adopt(options(file)).preprocessing.size_hw == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("n_channels", "cure"), [(1, "makes grey of RGB"), (4, "RGB$")])
+def test_a_network_of_other_channels_is_told_by_its_first_convolution(n_channels: int, cure: str, folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx")
+    model = onnx.load(file)
+    filters = np.ones((8, n_channels, 3, 3), np.float32)
+    next(n for n in model.graph.node if n.op_type == "Constant").attribute[0].t.CopyFrom(
+        numpy_helper.from_array(filters)
+    )
+    onnx.save(model, file)
+    declare(file, (None,) * 4)
+    with pytest.raises(ExportError, match=rf"takes {n_channels} channels?; expected float32.*{cure}"):
+        adopt(options(file, image_size=SIZE))
+
+
+def write_flat_model(path: Path) -> Path:
+    """A linear layer on all pixels, which answers whatever the order of the axes."""
+    weights = np.random.default_rng(0).normal(size=(3 * SIZE * SIZE, N_CLASSES)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "a", "b", "c"])
+    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "flat", [given], [answer], [numpy_helper.from_array(weights, "weights")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_network_that_answers_in_either_order_is_asked_about(folder: Path) -> None:
+    file = write_flat_model(folder / "flat.onnx")
+    with pytest.raises(OptionError, match="say which: --layout nchw or --layout nhwc"):
+        adopt(options(file, image_size=SIZE))
+    for layout in ("nchw", "nhwc"):
+        result = adopt(options(file, image_size=SIZE, layout=layout, out=folder / layout))
+        expected = answers(file, result.preprocessing, is_nhwc=layout == "nhwc")
+        assert np.allclose(merged_answers(result.run, result.preprocessing), expected, atol=1e-3)
+    with pytest.raises(OptionError, match=r"--layout nhwc: the input of .* is float \(n, 3, 32, 32\)"):
+        adopt(options(write_model(folder / "theirs.onnx"), layout="nhwc"))
+
+
+def take_uint8(file: Path, before: Nodes, shape: Sequence[str | int]) -> None:
+    """Put nodes in front of a network that takes uint8; the last of them gives `floats`."""
+    model = onnx.load(file)
+    for node in model.graph.node:
+        node.input[:] = ["floats" if name == "images" else name for name in node.input]
+    for index, node in enumerate(before):
+        model.graph.node.insert(index, node)
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(3), "three"))
+    onnx.save(model, file)
+    declare(file, shape, TensorProto.UINT8)
+
+
+AS_FLOAT = {"to": TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("before", "shape"),
+    [
+        pytest.param([helper.make_node("Cast", ["images"], ["floats"], **AS_FLOAT)], NCHW, id="Cast"),
+        pytest.param(
+            [
+                helper.make_node("Transpose", ["images"], ["turned"], perm=(0, 3, 1, 2)),
+                helper.make_node("Cast", ["turned"], ["floats"], **AS_FLOAT),
+            ],
+            ("n", None, None, None),
+            id="Transpose and Cast, channels last, unsaid",
+        ),
+    ],
+)
+def test_a_network_of_uint8_scales_its_pixels_itself(before: Nodes, shape: tuple[str | int, ...], folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx")
+    take_uint8(file, before, shape)
+    result = adopt(AdoptOptions(file, Path("labels.txt"), image_size=SIZE))
+    pixels = photo_crops(result.preprocessing)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    given = pixels.transpose(0, 3, 1, 2) if shape == NCHW else pixels
+    expected = session.run(None, {"images": np.ascontiguousarray(given)})[0]
+    got = merged_answers(result.run, result.preprocessing)
+    assert np.allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+    assert any("takes uint8 pixels and scales them itself" in change for change in result.changes)
+    with pytest.raises(OptionError, match="scales them itself; leave both out"):
+        adopt(options(file, image_size=SIZE))
+
+
+def test_a_network_that_computes_in_uint8_is_refused(folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx")
+    before = [
+        helper.make_node("Div", ["images", "three"], ["third"]),
+        helper.make_node("Cast", ["third"], ["floats"], **AS_FLOAT),
+    ]
+    take_uint8(file, before, NCHW)
+    with pytest.raises(ExportError, match="a Div works on it before a Cast to float32"):
+        adopt(options(file))
+
+
+def binary_head(*, is_squeezed: bool) -> Nodes:
+    """One value for an image: the difference of two columns of the usual head."""
+    columns = [helper.make_node("Gather", ["five", name], [f"of_{name}"], axis=1) for name in ("first", "second")]
+    shape = ["minus_one"] if is_squeezed else []
+    axis = [helper.make_node("Reshape" if is_squeezed else "Flatten", ["difference", *shape], ["logits"])]
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array([index]), name))
+        for name, index in (("first", 0), ("second", 1), ("minus_one", -1))
+    ]
+    head = linear_head()
+    head[-1].output[0] = "five"
+    return [*constants, *head, *columns, helper.make_node("Sub", ["of_first", "of_second"], ["difference"]), *axis]
+
+
+@pytest.mark.parametrize(
+    ("ending", "opset", "body"),
+    [
+        pytest.param("Sigmoid", 17, lambda: binary_head(is_squeezed=False), id="as Keras has it"),
+        pytest.param("Sigmoid", 9, lambda: binary_head(is_squeezed=False), id="opset 9"),
+        pytest.param("Sigmoid", 13, lambda: binary_head(is_squeezed=True), id="one dimension"),
+        pytest.param(None, 17, lambda: binary_head(is_squeezed=False), id="without its Sigmoid"),
+    ],
+)
+def test_one_value_for_two_classes_becomes_two_logits(
+    ending: str | None, opset: int, body: Callable[[], Nodes], folder: Path
+) -> None:
+    (folder / "two.txt").write_text("no\nyes\n")
+    file = write_model(folder / "theirs.onnx", body=body, opset=opset, **(of(ending) if ending else {}))
+    result = adopt(options(file, labels=folder / "two.txt"))
+    logits = merged_answers(result.run, result.preprocessing)
+    one = answers(file, result.preprocessing)[:, 0]
+    got = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])) if ending else logits[:, 1]
+    assert np.allclose(got, one, atol=1e-4)
+    assert not logits[:, 0].any()
+    assert "its one value x for two classes became two logits, 0 for 'no' and x for 'yes'" in result.changes
+
+
+def test_one_value_that_is_no_logit_is_refused(folder: Path) -> None:
+    (folder / "two.txt").write_text("no\nyes\n")
+    for tail, message in (("HardSigmoid", "ends in a HardSigmoid"), ("Cos", "no Sigmoid at its end")):
+        file = write_model(folder / "theirs.onnx", body=lambda: binary_head(is_squeezed=False), **of(tail))
+        model = onnx.load(file)
+        if tail == "Cos":  # squared: from 0 to 1
+            model.graph.node[-1].output[0] = "cos"
+            model.graph.node.append(helper.make_node("Mul", ["cos", "cos"], ["out"]))
+            onnx.save(model, file)
+        with pytest.raises(ExportError, match=message):
+            adopt(options(file, labels=folder / "two.txt"))
+
+
+SOFTMAX_IN_PIECES = [
+    helper.make_node("Exp", ["logits"], ["e"]),
+    helper.make_node("ReduceSum", ["e", "last"], ["sum"]),
+    helper.make_node("Div", ["e", "sum"], ["probs"]),
+]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        pytest.param([helper.make_node("Softmax", ["logits"], ["probs"], axis=1)], id="Softmax"),
+        pytest.param([helper.make_node("LogSoftmax", ["logits"], ["probs"], axis=1)], id="LogSoftmax"),
+        pytest.param([helper.make_node("Identity", ["logits"], ["probs"])], id="the same"),
+        pytest.param(
+            [
+                helper.make_node("Constant", [], ["last"], value=numpy_helper.from_array(np.array([1]))),
+                *SOFTMAX_IN_PIECES,
+            ],
+            id="a softmax in pieces",
+        ),
+    ],
+)
+@pytest.mark.parametrize("outputs", [["logits", "probs"], ["probs", "logits"]])
+def test_of_logits_and_their_probabilities_the_logits_are_taken(tail: Nodes, outputs: list[str], folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx", tail=tail, outputs=outputs)
+    expected = answers(write_model(folder / "alone.onnx"), Preprocessing((SIZE, SIZE), **SCALES))
+    result = adopt(options(file))
+    got = merged_answers(result.run, result.preprocessing)
+    assert np.allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+    assert any(change.startswith("of its 2 outputs") for change in result.changes)
+
+
+def test_the_output_to_take_can_be_named(folder: Path) -> None:
+    file = write_model(
+        folder / "theirs.onnx", outputs=["logits", "again"], tail=[helper.make_node("Relu", ["logits"], ["again"])]
+    )
+    with pytest.raises(OptionError, match=r"2 of its outputs .* name the one to take with --output NAME"):
+        adopt(options(file))
+    result = adopt(options(file, output="again"))
+    assert "of its 2 outputs, again was taken" in result.changes
+    assert merged_answers(result.run, result.preprocessing).min() == 0
+    with pytest.raises(OptionError, match=r"--output nothing: .* has no such output; it has logits, again"):
+        adopt(options(file, output="nothing"))
+    write_model(file, outputs=["features", "logits"])
+    with pytest.raises(OptionError, match="its output features does not have one float32 value for each of 5 labels"):
+        adopt(options(file, output="features"))
+
+
+def test_logits_that_are_asked_one_by_one_are_refused_unless_they_are_named(folder: Path) -> None:
+    tail = [helper.make_node("Sigmoid", ["logits"], ["each"])]
+    file = write_model(folder / "theirs.onnx", tail=tail, outputs=["logits", "each"])
+    with pytest.raises(ExportError, match=r"ends in a Sigmoid.*multi-label"):
+        adopt(options(file))
+    assert adopt(options(file, output="logits")).difference < 1e-5
+
+
+def test_one_output_more_than_labels_may_be_the_background(folder: Path) -> None:
+    write_labels(folder / "labels.txt", N_CLASSES - 1)
+    with pytest.raises(OptionError, match=r"0 of its outputs .* 4 labels.* often the background"):
+        adopt(options(write_model(folder / "theirs.onnx")))
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_a_network_in_training_mode_is_told_what_it_is(opset: int, folder: Path) -> None:
+    file = write_model(folder / "theirs.onnx", opset=opset)
+    model = onnx.load(file)
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    if opset >= 14:
+        norm.attribute.append(helper.make_attribute("training_mode", 1))
+    norm.output.extend(["running_mean", "running_variance"] + (["m", "v"] if opset < 14 else []))
+    onnx.save(model, file)
+    with pytest.raises(
+        ExportError, match=r"exported in training mode: 1 of its batch norms.*call model\.eval\(\) first"
+    ):
+        adopt(options(file))
+    assert not RUNS.exists()
+
+
+def test_a_network_that_draws_random_numbers_is_in_training_mode(folder: Path) -> None:
+    tail = [
+        helper.make_node("RandomUniformLike", ["logits"], ["noise"]),
+        helper.make_node("Mul", ["logits", "noise"], ["out"]),
+    ]
+    with pytest.raises(ExportError, match=r"training mode.*RandomUniformLike draws? a new number each time"):
+        adopt(options(write_model(folder / "theirs.onnx", tail=tail, outputs=["out"])))
+
+
+def test_a_dropout_in_training_mode_is_taken_off(folder: Path) -> None:
+    expected = answers(write_model(folder / "alone.onnx"), Preprocessing((SIZE, SIZE), **SCALES))
+    tail = [
+        helper.make_node("Constant", [], ["ratio"], value=numpy_helper.from_array(np.float32(0.5))),
+        helper.make_node("Constant", [], ["training"], value=numpy_helper.from_array(np.array(True))),
+        helper.make_node("Dropout", ["logits", "ratio", "training"], ["out"]),
+    ]
+    result = adopt(options(write_model(folder / "theirs.onnx", tail=tail, outputs=["out"], opset=17)))
+    assert "Dropout" not in operators(result.run)
+    assert "its Dropout, which is for training alone, was taken off" in result.changes
+    got = merged_answers(result.run, result.preprocessing)
+    assert np.allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def of(op: str, **attributes: Any) -> dict[str, Any]:
     return {"tail": [helper.make_node(op, ["logits"], ["out"], **attributes)], "outputs": ["out"]}
 
@@ -421,10 +704,10 @@ BAD_MODELS = [
     pytest.param(of("Cast", to=TensorProto.FLOAT16), "half-precision", id="half"),
     pytest.param(of("Cast", to=TensorProto.INT64), "ONNX Runtime cannot open it: .*Type Error", id="types disagree"),
     pytest.param(of("Gelu", domain="com.microsoft"), "outside the ONNX standard.*Gelu of com.microsoft", id="foreign"),
-    pytest.param(
-        {"shape": ("n", "c", "h", "w")}, r"input 'images' is float \(n, c, h, w\); expected", id="no channels"
-    ),
-    pytest.param({"shape": ("n", 1, SIZE, SIZE)}, r"expected float32 \(n, 3, h, w\)", id="grey"),
+    pytest.param({"shape": ("n", "c", "h", "w")}, "any size; give .* --image-size", id="no channels and no size"),
+    pytest.param({"shape": ("n", 1, SIZE, SIZE)}, r"expected float32 \(n, 3, h, w\).*makes grey of RGB", id="grey"),
+    pytest.param({"shape": ("n", 4, SIZE, SIZE)}, r"float \(n, 4, 32, 32\); expected float32 [^.]*$", id="four"),
+    pytest.param({"shape": ("n", 3 * SIZE * SIZE)}, r"float \(n, 3072\); expected float32", id="flat"),
     pytest.param({"shape": ("n", 3, "h", "w")}, "any size; give .* --image-size", id="no size"),
 ]
 
@@ -542,7 +825,7 @@ LABEL_FILES = [
 @pytest.mark.parametrize(("name", "text"), LABEL_FILES)
 def test_labels_are_read_in_index_order(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert read_labels(tmp_path / name) == ("cat", "dog")
+    assert read_labels(tmp_path / name).names == ("cat", "dog")
 
 
 BAD_LABELS = [
@@ -551,7 +834,7 @@ BAD_LABELS = [
     pytest.param("", "no labels in it", id="empty"),
     pytest.param('{"0": "a", "2": "b"}', "their indices are not 0 to 1: 1 is missing", id="index missing"),
     pytest.param('{"a": 0, "b": 0}', "1 is missing, or two labels share one", id="index twice"),
-    pytest.param('{"0": ["n01440764", "tench"]}', "expected a list of names", id="lists"),
+    pytest.param('{"0": ["cat", "tabby"], "1": ["dog", "husky"]}', "expected a list of names", id="lists"),
     pytest.param("[1, 2]", "expected a list of names", id="numbers"),
     pytest.param('["a", ', "not JSON", id="damaged"),
 ]

@@ -19,10 +19,14 @@ import numpy as np
 import onnx
 
 from edgecls.errors import OptionError, ParityError, RunError
-from edgecls.export.foreign import Answer, Floats, Network, answer_of, read_network
+from edgecls.export.answer import Answer, answer_of
+from edgecls.export.foreign import Network, read_network
+from edgecls.export.foreign_input import Layout, any_size
 from edgecls.export.graph import embed_manifest
+from edgecls.export.label_lines import Listed
 from edgecls.export.labels import by_index, read_labels
 from edgecls.export.merge import Merged, merge
+from edgecls.export.session import Floats
 from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Interpolation, Manifest, Preprocessing, Resize
@@ -45,11 +49,13 @@ class AdoptOptions:
 
     Attributes:
         file: float ONNX classifier, input (n, 3, h, w) or (n, h, w, 3).
-        labels: text file with a label a line in index order, or JSON: a list, {"0": "cat"} or {"cat": 0}.
+        labels: text file with a label a line in index order, or JSON; see `read_labels`.
         image_size: side of the square input in pixels.
         mean, std: per RGB channel, for pixels scaled to 0..1.
         resize, crop_fraction, interpolation: as in `Preprocessing`; None is its default.
         out: the run folder to make; None is `runs/<time>-adopted-<stem>`.
+        layout: order of the input's axes; None finds out.
+        output: name of the output with the logits; None takes the one that fits the labels.
     """
 
     file: Path
@@ -61,6 +67,8 @@ class AdoptOptions:
     crop_fraction: float | None = None
     interpolation: Interpolation | None = None
     out: Path | None = None
+    layout: Layout | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
@@ -115,18 +123,19 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         ParityError: the merged graph does not answer as the original; report this.
     """
     started = time.perf_counter()
-    network = read_network(options.file)
+    network = read_network(options.file, options.layout, options.image_size)
     told = _told_by_ultralytics(network)
     labels = read_labels(options.labels) if options.labels else _labels_of(told, options.file)
     preprocessing = _preprocessing(options, network, told)
     photos = photo_crops(preprocessing)
-    answer = answer_of(network, preprocessing, photos, len(labels))
+    answer = answer_of(network, preprocessing, photos, len(labels.names), options.output)
     merged = merge(network, answer, preprocessing, photos)
     digest = sha256_of(options.file)
     manifest = Manifest(
-        labels,
+        labels.names,
         preprocessing,
         f"adopted/{options.file.stem}",
+        label_ids=labels.ids,
         training={"adopted": options.file.name, "sha256": digest},
         metrics={"parameters": _n_parameters(merged.model)},
     )
@@ -136,9 +145,9 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         onnx.save(merged.model, candidate)
         difference = _prove(candidate, photos, answer.logits, options.file)
         run = _write_run(candidate, manifest, Golden(photos, answer.logits, np.empty(0, np.int64)), options.out)
-    changes = _changes(network, answer, merged, bool(told))
+    changes = _changes(network, answer, merged, labels, bool(told))
     seconds = time.perf_counter() - started
-    return AdoptResult(run.folder, options.file, len(labels), preprocessing, changes, difference, seconds)
+    return AdoptResult(run.folder, options.file, len(labels.names), preprocessing, changes, difference, seconds)
 
 
 def _n_parameters(model: onnx.ModelProto) -> int:
@@ -170,6 +179,7 @@ class _Told:
     size_hw: tuple[int, int]
 
 
+_UNSCALED: Final = Preprocessing(mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
 _ULTRALYTICS: Final = Preprocessing(crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -190,15 +200,19 @@ def _told_by_ultralytics(network: Network) -> _Told | None:
     return _Told(labels, (height, width))
 
 
-def _labels_of(told: _Told | None, file: Path) -> tuple[str, ...]:
+def _labels_of(told: _Told | None, file: Path) -> Listed:
     if told is None:
         raise OptionError(f"{file}: does not say what its classes are; give --labels FILE with a label a line")
-    return told.labels
+    return Listed(told.labels)
 
 
 def _preprocessing(options: AdoptOptions, network: Network, told: _Told | None) -> Preprocessing:
-    usual = _ULTRALYTICS if told else Preprocessing()
-    if not (told or (options.mean and options.std)):
+    usual = _ULTRALYTICS if told else _UNSCALED if network.is_unscaled else Preprocessing()
+    if network.is_unscaled and options.mean and options.std and _shifts(options.mean, options.std):
+        raise OptionError(
+            f"--mean and --std: {network.file} takes uint8 pixels from 0 to 255 and scales them itself; leave both out"
+        )
+    if not (told or network.is_unscaled or (options.mean and options.std)):
         raise OptionError(f"--mean and --std: {network.file.name} does not say how it scales pixels. {_KNOWN_SCALES}")
     return Preprocessing(
         _size_hw(options, network, told),
@@ -210,12 +224,17 @@ def _preprocessing(options: AdoptOptions, network: Network, told: _Told | None) 
     )
 
 
+def _shifts(mean: Rgb, std: Rgb) -> bool:
+    """Whether pixels from 0 to 255 would come out changed."""
+    return not (np.allclose(mean, _UNSCALED.mean) and np.allclose(std, _UNSCALED.std, rtol=1e-4))
+
+
 def _size_hw(options: AdoptOptions, network: Network, told: _Told | None) -> tuple[int, int]:
     asked = (options.image_size, options.image_size) if options.image_size else None
     told_hw = told.size_hw if told else (None, None)
     height, width = asked or (network.size_hw[0] or told_hw[0], network.size_hw[1] or told_hw[1])
     if height is None or width is None:
-        raise OptionError(f"{network.file}: takes images of any size; give the one it was made for with --image-size")
+        raise any_size(network.file)
     for got, fixed in zip((height, width), network.size_hw, strict=True):
         if fixed not in (None, got):
             fixed_h, fixed_w = network.size_hw
@@ -245,12 +264,19 @@ def _prove(candidate: Path, photos: Pixels, logits: Floats, file: Path) -> float
     return difference
 
 
-def _changes(network: Network, answer: Answer, merged: Merged, by_metadata: bool) -> tuple[str, ...]:
+def _changes(network: Network, answer: Answer, merged: Merged, labels: Listed, by_metadata: bool) -> tuple[str, ...]:
     opset, ours = network.model.opset_import[0].version, merged.model.opset_import[0].version
     n = merged.n_freed
     lines = {
         "what the flags leave open comes from its Ultralytics metadata": by_metadata,
-        f"the {answer.softmax} at its end was taken off: the output is logits": answer.softmax is not None,
+        str(labels.note): labels.note is not None,
+        f"of its {answer.n_outputs} outputs, {answer.output} was taken": answer.n_outputs > 1,
+        f"the {answer.ending} at its end was taken off: the output is logits": answer.ending is not None,
+        f"its one value x for two classes became two logits, 0 for {labels.names[0]!r} and x for {labels.names[1]!r}": (
+            answer.is_binary
+        ),
+        "its Dropout, which is for training alone, was taken off": network.n_dropouts > 0,
+        "it takes uint8 pixels and scales them itself, so no mean or std is applied": network.is_unscaled,
         f"the batch, fixed to {network.batch}, was made dynamic": network.batch is not None,
         f"{n} Reshape node{'s' if n > 1 else ''} with a burnt-in batch of {network.batch or 1} now "
         f"take{'' if n > 1 else 's'} any": n > 0,

@@ -1,30 +1,28 @@
-"""Somebody else's float ONNX classifier: what it is, what it takes, and what it answers to real photos."""
+"""Somebody else's float ONNX classifier: whether it is one, and its graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
-import numpy as np
 import onnx
-import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner
 
-from edgecls.errors import ExportError, OptionError, RunError
-from edgecls.images import Pixels
-from edgecls.manifest import METADATA_KEY, Preprocessing
+from edgecls.errors import ExportError, RunError
+from edgecls.export.foreign_input import Layout, read_input
+from edgecls.manifest import METADATA_KEY
 
 _QUANTIZED: Final = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
      "MatMulInteger")
 )  # fmt: skip
-_RESHAPING: Final = frozenset(("Identity", "Flatten", "Reshape", "Squeeze", "Dropout"))  # the same numbers behind them
+_RANDOM: Final = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+_RATIO_AND_INPUT: Final = 2  # inputs of a Dropout; a third says whether it is in training mode
 _HALF: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,11 @@ class Network:
     """A file's graph and what it takes.
 
     Attributes:
-        model: functions inlined, otherwise as in the file.
+        model: functions inlined, its input declared as it is; otherwise as in the file.
         batch: fixed number of images; None where it is dynamic.
         size_hw: fixed height and width in pixels; None where they are dynamic.
+        is_unscaled: it takes pixels from 0 to 255 as they are, and scales them itself.
+        n_dropouts: nodes that may have been in training mode, and are turned off in `model`.
     """
 
     file: Path
@@ -43,15 +43,21 @@ class Network:
     is_nhwc: bool
     batch: int | None
     size_hw: tuple[int | None, int | None]
+    is_unscaled: bool
+    n_dropouts: int
     metadata: Mapping[str, str]
 
 
-def read_network(file: Path) -> Network:
+def read_network(file: Path, layout: Layout | None = None, image_size: int | None = None) -> Network:
     """Read a file, and refuse what is no float network from RGB images.
+
+    Args:
+        layout, image_size: what the user says; see `read_input`.
 
     Raises:
         RunError: missing, damaged, or an edgecls model already.
-        ExportError: quantised, in half precision, with operators of others, or with another input.
+        ExportError: quantised, in half precision or in training mode, with operators of others, or with another input.
+        OptionError: the layout or the size must be given.
     """
     model = _load(file)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -66,15 +72,12 @@ def read_network(file: Path) -> Network:
         raise ExportError(
             f"{file}: has operators outside the ONNX standard ({', '.join(foreign)}); export without them"
         )
-    given = _only_input(model, file)
-    dims = [dim.dim_value or None for dim in given.type.tensor_type.shape.dim]
-    if given.type.tensor_type.elem_type != TensorProto.FLOAT or len(dims) != 4 or 3 not in (dims[1], dims[3]):
-        raise ExportError(
-            f"{file}: input {given.name!r} is {_described(given)}; expected float32 (n, 3, h, w) or (n, h, w, 3), RGB"
-        )
-    is_nhwc = dims[1] != 3
-    size_hw = (dims[1], dims[2]) if is_nhwc else (dims[2], dims[3])
-    return Network(file, model, given.name, is_nhwc, dims[0], size_hw, metadata)
+    _refuse_training_mode(model, file)
+    n_dropouts = _turn_off_dropout(model.graph)
+    taken = read_input(model, file, layout, image_size)
+    return Network(
+        file, model, taken.name, taken.is_nhwc, taken.batch, taken.size_hw, taken.is_unscaled, n_dropouts, metadata
+    )
 
 
 def _load(file: Path) -> onnx.ModelProto:
@@ -114,145 +117,37 @@ def _refuse_other_precisions(model: onnx.ModelProto, file: Path) -> None:
         raise ExportError(f"{file}: has half-precision weights or maths; export it again in float32 and adopt that")
 
 
-def _only_input(model: onnx.ModelProto, file: Path) -> onnx.ValueInfoProto:
-    constants = {tensor.name for tensor in model.graph.initializer}  # old exporters list weights as inputs too
-    inputs = [given for given in model.graph.input if given.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(f"{given.name} {_described(given)}" for given in inputs)
-        raise ExportError(f"{file}: has {len(inputs)} inputs ({names}); expected one, the images")
-    given = onnx.ValueInfoProto()
-    given.CopyFrom(inputs[0])
-    del model.graph.input[:]
-    model.graph.input.append(given)
-    return given
+def _refuse_training_mode(model: onnx.ModelProto, file: Path) -> None:
+    """In training mode a batch norm takes its statistics from the batch, and what drops branches draws numbers."""
+    opset = model.opset_import[0].version
+    nodes = list(_nodes(model.graph))
+    n_norms = sum(_is_training(node, opset) for node in nodes)
+    random = sorted(_RANDOM & {node.op_type for node in nodes})
+    if not (n_norms or random):
+        return
+    why = (
+        f"{n_norms} of its batch norms take their statistics from the batch, so an answer depends on what is beside it"
+    )
+    if not n_norms:
+        why = f"its {' and '.join(random)} draws a new number each time"
+    raise ExportError(f"{file}: was exported in training mode: {why}; call model.eval() first, and export it again")
 
 
-def _described(value: onnx.ValueInfoProto) -> str:
-    tensor = value.type.tensor_type
-    dims = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
-    return f"{TensorProto.DataType.Name(tensor.elem_type).lower()} ({dims})"
+def _is_training(node: onnx.NodeProto, opset: int) -> bool:
+    """Since opset 14 an attribute says it; before, that it answers with statistics too."""
+    if node.op_type != "BatchNormalization":
+        return False
+    if opset >= 14:
+        return any(each.name == "training_mode" and each.i for each in node.attribute)
+    return len([name for name in node.output if name]) > 1
 
 
-# --- What it answers -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Attributes:
-    tensor: name of the logits in the original graph.
-    softmax: operator behind them that is left out; None where there is none.
-    is_flat: it is (n, n_classes), rather than (n, n_classes, 1, 1) or (n, 1, 1, n_classes).
-    logits: (k, n_classes), of the original file for the golden photos.
-    """
-
-    tensor: str
-    softmax: str | None
-    is_flat: bool
-    logits: Floats
-
-
-def answer_of(network: Network, preprocessing: Preprocessing, photos: Pixels, n_labels: int) -> Answer:
-    """Find the logits, before a Softmax at the end, and let the file answer the photos.
-
-    Raises:
-        OptionError: none of its outputs, or several, have a value for each label.
-        ExportError: it does not run on such images, or answers otherwise than with finite logits.
-    """
-    inputs = normalised(photos, preprocessing, network.is_nhwc)
-    output = _output_of(network, inputs, n_labels)
-    tensor, softmax = _before_softmax(network, output)
-    model = with_output(network.model, tensor)
-    found = _in_batches(session_of(model, network.file), inputs, network)
-    logits = found.reshape(len(inputs), -1)
-    answers = _in_batches(session_of(with_output(network.model, output), network.file), inputs, network)
-    answers = answers.reshape(len(inputs), -1)
-    if not (np.isfinite(logits).all() and logits.shape == answers.shape):
-        raise ExportError(f"{network.file}: its answers on real photos are not finite numbers, one for each class")
-    exp = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = exp / exp.sum(1, keepdims=True)
-    if softmax:
-        if not np.allclose(probabilities, np.exp(answers) if softmax == "LogSoftmax" else answers, atol=1e-4):
-            raise ExportError(f"{network.file}: ends in a {softmax} that is not over the classes; export it without")
-    elif logits.min() >= 0 and np.allclose(logits.sum(1), 1, atol=1e-3):
-        raise ExportError(
-            f"{network.file}: answers with probabilities, and no Softmax at its end that could be taken off; "
-            "export it so that it answers with logits"
-        )
-    return Answer(tensor, softmax, found.ndim == 2, logits)
-
-
-def normalised(photos: Pixels, preprocessing: Preprocessing, is_nhwc: bool) -> Floats:
-    """(k, h, w, 3) uint8 -> what the original takes, in NumPy: this is what the merged graph is held to."""
-    x = (photos.astype(np.float32) / 255 - preprocessing.mean) / preprocessing.std
-    return np.ascontiguousarray(x if is_nhwc else x.transpose(0, 3, 1, 2), np.float32)
-
-
-def session_of(model: onnx.ModelProto, file: Path, optimized: Path | None = None) -> Any:
-    """ONNX Runtime on the CPU; `optimized` gets the graph with its constants folded. `file` is for messages."""
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # its errors are raised here, in our words
-    if optimized:
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        settings.optimized_model_filepath = str(optimized)
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the binding raises a class of its own for each kind of damage
-        raise RunError(f"{file}: ONNX Runtime cannot open it: {' '.join(str(error).split())[:300]}") from error
-
-
-def _in_batches(session: Any, inputs: Floats, network: Network) -> Floats:
-    """Answers (k, ...), one image after another or in the batches that the file is fixed to."""
-    size = network.batch or 1
-    answers = []
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        (answer,) = run_session(session, np.resize(batch, (size, *batch.shape[1:])), network)
-        answers.append(answer[: len(batch)])
-    return np.concatenate(answers)
-
-
-def run_session(session: Any, batch: Floats, network: Network) -> list[NDArray[Any]]:
-    """What each output of a session answers to a batch that `normalised` made."""
-    try:
-        return cast("list[NDArray[Any]]", session.run(None, {network.input: batch}))
-    except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{network.file}: does not run on an input of shape {batch.shape}: {reason}") from error
-
-
-def _output_of(network: Network, inputs: Floats, n_labels: int) -> str:
-    """Name of the output with one value for each label; shapes are taken from a run, as files often leave them out."""
-    session, size = session_of(network.model, network.file), network.batch or 1
-    answers = run_session(session, np.resize(inputs[:1], (size, *inputs.shape[1:])), network)
-    named = {output.name: np.asarray(answer) for output, answer in zip(session.get_outputs(), answers, strict=True)}
-    fitting = [
-        name
-        for name, answer in named.items()
-        if answer.dtype == np.float32 and answer.shape[:1] == (size,) and answer.size == size * n_labels
-    ]
-    if len(fitting) != 1:
-        listed = ", ".join(f"{name} {answer.dtype} {answer.shape}" for name, answer in named.items())
-        raise OptionError(
-            f"{network.file}: {len(fitting)} of its outputs have one float32 value for each of {n_labels} labels; "
-            f"expected exactly one. For a batch of {size} it answers {listed}"
-        )
-    return str(fitting[0])
-
-
-def _before_softmax(network: Network, output: str) -> tuple[str, str | None]:
-    """The tensor of the logits, and the Softmax or LogSoftmax behind it, if there is one."""
-    producers = {name: node for node in network.model.graph.node for name in node.output}
-    node = producers.get(output)
-    while node is not None and node.op_type in _RESHAPING:
-        node = producers.get(node.input[0])
-    if node is not None and node.op_type in ("Sigmoid", "HardSigmoid"):
-        raise ExportError(
-            f"{network.file}: ends in a {node.op_type}, so each class is asked for itself (multi-label); edgecls "
-            "gives an image one class. Export it without, if its classes exclude one another"
-        )
-    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
-        return node.input[0], node.op_type
-    return output, None
+def _turn_off_dropout(graph: onnx.GraphProto) -> int:
+    """Without its two last inputs a Dropout hands on what it is given; returns how many were told to drop."""
+    trained = [node for node in _nodes(graph) if node.op_type == "Dropout" and len(node.input) > _RATIO_AND_INPUT]
+    for node in trained:
+        del node.input[1:]
+    return len(trained)
 
 
 # --- Its graph -------------------------------------------------------------------------------------------------
@@ -302,7 +197,12 @@ def _plain(domain: str) -> str:
 
 
 def _domains(graph: onnx.GraphProto) -> Iterator[str]:
+    return (_plain(node.domain) for node in _nodes(graph))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of branches and loops included."""
     for node in graph.node:
-        yield _plain(node.domain)
+        yield node
         for attribute in node.attribute:
-            yield from _domains(attribute.g)
+            yield from _nodes(attribute.g)

@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper, shape_inference, version_converter
 
 from edgecls.errors import ExportError, RunError
-from edgecls.export.foreign import (
-    Answer,
-    Floats,
-    Network,
-    drop_unused_domains,
-    normalised,
-    run_session,
-    session_of,
-    with_output,
-)
+from edgecls.export.answer import Answer, normalised
+from edgecls.export.foreign import Network, drop_unused_domains, with_output
 from edgecls.export.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE
+from edgecls.export.session import Floats, run_session, session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
@@ -97,7 +90,7 @@ def _check_batches(network: Network, model: onnx.ModelProto, answer: Answer, inp
     """Let it answer one image, and three, and compare with what the original file answers."""
     for n in (1, _N_TOGETHER):
         try:
-            (got,) = run_session(session_of(model, network.file), inputs[:n], network)
+            (got,) = run_session(session_of(model, network.file), inputs[:n], network.file)
         except (ExportError, RunError) as error:
             raise _burnt_in(network, n) from error
         expected = answer.logits[:n]
@@ -170,7 +163,7 @@ def _fix_sizes(network: Network, model: onnx.ModelProto, inputs: Floats) -> tupl
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sizes)  # types are inferred
     session = session_of(probe, network.file)
-    of_one, of_three = (run_session(session, inputs[:n], network)[1:] for n in (1, _N_TOGETHER))
+    of_one, of_three = (run_session(session, inputs[:n], network.file)[1:] for n in (1, _N_TOGETHER))
     same = {name: one for name, one, three in zip(sizes, of_one, of_three, strict=True) if np.array_equal(one, three)}
     fixed = [node for node in model.graph.node if node.output and set(node.output) <= set(same)]
     for node in fixed:
