@@ -18,8 +18,9 @@ from edgecls.errors import ImageError
 
 Format = Literal["JPEG", "PNG", "BMP"]
 
-_NEXT_MARKER: Final = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # how libjpeg finds it: other bytes are skipped
-_IN_SCAN: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # but for stuffed bytes and restarts
+# How libjpeg finds a marker: other bytes are skipped. Without a repetition in it, the search for the first byte is C's.
+_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
+_IN_SCAN: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # but for stuffed bytes and restarts
 _SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; not DHT, JPG, DAC
 _PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC: Final = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
@@ -92,7 +93,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         if not found:
             raise ImageError(f"truncated: the file ends inside its header, after {len(data):,} bytes")
         marker, body = data[found.end() - 1], found.end()
-        junk += found.start() - position
+        junk += len(data[position : found.start()].rstrip(b"\xff"))  # 0xFF may fill up
         if marker == _EOI:
             raise ImageError("damaged: a JPEG that ends before its picture begins")
         if marker in _BARE:
