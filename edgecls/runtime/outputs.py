@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import cv2
 
 from edgecls.errors import OptionError, RunError
 from edgecls.runs import atomic_path
-from edgecls.runtime.pipeline import Frame, Picture
+from edgecls.runtime.label_folders import folder_names
+from edgecls.runtime.pipeline import Frame, Picture, Unreadable
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.rows import CsvTable
 
@@ -27,7 +28,8 @@ ABSTAINED: Final = "_abstained"  # folder for images without an answer
 class OutputOptions:
     """Attributes:
     submission: CSV of file name and label, as competitions ask for; an image without an answer has no label.
-    sort_into: folder that gets a folder a label with the images; abstained ones go to `_abstained`.
+    sort_into: folder that gets a folder a label with the images, named as `folder_names` says; abstained ones go to
+        `_abstained`.
     sort_by: `copy`, or `link` (symbolic).
     """
 
@@ -47,8 +49,9 @@ class OutputOptions:
 class Outputs:
     """Takes every prediction with its picture."""
 
-    def __init__(self, options: OutputOptions, table: CsvTable | None) -> None:
+    def __init__(self, options: OutputOptions, labels: Sequence[str], table: CsvTable | None) -> None:
         self._options, self._table = options, table
+        self._folders = folder_names(labels, reserved=[ABSTAINED])
 
     def add(self, picture: Picture, prediction: Prediction) -> None:
         """Raises:
@@ -56,20 +59,21 @@ class Outputs:
         """
         if self._table:
             self._table.write([os.path.basename(prediction.path), prediction.label])
-        if self._options.sort_into and prediction.status != "error":
+        if self._options.sort_into and not isinstance(picture, Unreadable) and prediction.status != "error":
             try:
                 self._sort(self._options.sort_into, picture, prediction)
             except OSError as error:
                 raise RunError(f"--sort-into {self._options.sort_into}: {error.strerror or error}") from error
 
-    def _sort(self, root: Path, picture: Picture, prediction: Prediction) -> None:
-        folder = root / (prediction.label.replace("/", "_").replace("\0", "_") or ABSTAINED)
+    def _sort(self, root: Path, picture: str | Path | Frame, prediction: Prediction) -> None:
+        folder = root / (ABSTAINED if prediction.status == "abstained" else self._folders[prediction.label])
         folder.mkdir(parents=True, exist_ok=True)
         name = os.path.basename(prediction.path)
         if isinstance(picture, Frame):
             ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR))
             if ok:
-                (folder / f"{name}.jpg").write_bytes(data.tobytes())
+                with atomic_path(folder / f"{name}.jpg") as partial:
+                    partial.write_bytes(data.tobytes())
             return
         target = _free(folder, name, Path(picture), self._options.sort_by)
         if target is None:
@@ -103,14 +107,14 @@ def _is_there(target: Path, picture: Path, sort_by: SortBy) -> bool:
 
 
 @contextmanager
-def open_outputs(options: OutputOptions) -> Iterator[Outputs]:
-    """Open them; the submission file appears when the block ends well.
+def open_outputs(options: OutputOptions, labels: Sequence[str]) -> Iterator[Outputs]:
+    """Open them for a model of these labels; the submission file appears when the block ends well.
 
     Raises:
         RunError: it cannot be written.
     """
     if not options.submission:
-        yield Outputs(options, None)
+        yield Outputs(options, labels, None)
         return
     with (
         atomic_path(options.submission) as partial,
@@ -118,4 +122,4 @@ def open_outputs(options: OutputOptions) -> Iterator[Outputs]:
     ):
         table = CsvTable(file)
         table.write(["filename", "label"])
-        yield Outputs(options, table)
+        yield Outputs(options, labels, table)

@@ -196,7 +196,7 @@ class _Prediction:
         started = time.perf_counter()
         with (
             open_rows(self.options.rows, self.top_k, names, self._made_by()) as rows,
-            open_outputs(self.options.outputs) as outputs,
+            open_outputs(self.options.outputs, self.model.manifest.labels) as outputs,
         ):
             remaining = iter(self.sources)
             for prediction in rows.kept():
