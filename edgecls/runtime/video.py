@@ -17,6 +17,9 @@ from edgecls.runtime.pipeline import Frame, Unreadable
 
 VIDEO_SUFFIXES: Final = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"})
 
+# what FFmpeg finds wrong is in the row; it would also write it across the progress bar
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 _MOST_FRAMES: Final = 1e9  # a header that says more is damaged
 _MOST_RATE: Final = 1000.0
 
@@ -50,7 +53,7 @@ def frames(given: str, *, step: int = 1, most: int | None = None) -> Iterator[Fr
         capture.release()
         yield _failed(given, f"cannot be opened: {_why_closed(given)}", live)
         return
-    expected = 0 if live else _expected_frames(given, capture)
+    expected, announced = (0, 0) if live else _expected_frames(given, capture)
     number = yielded = 0
     try:
         while most is None or yielded < most:
@@ -70,7 +73,7 @@ def frames(given: str, *, step: int = 1, most: int | None = None) -> Iterator[Fr
     if not number:
         yield _failed(given, "opened, but no frame of it can be read; is it a video, and its codec known?", live)
     elif number < expected:
-        yield Unreadable(given, f"cut off or damaged: {number:,} frames can be read of those that its header announces")
+        yield Unreadable(given, f"cut off or damaged: {number:,} of {announced:,} frames can be read")
 
 
 def _opened(given: str) -> Any:
@@ -93,17 +96,17 @@ def _failed(given: str, reason: str, live: bool) -> Unreadable:
     return Unreadable(given, reason)
 
 
-def _expected_frames(given: str, capture: Any) -> int:
-    """Frames that a whole file has at the least; 0 where nobody knows.
+def _expected_frames(given: str, capture: Any) -> tuple[int, int]:
+    """Frames that a whole file has at the least, and those that its header announces; 0 where nobody knows.
 
     AVI and MP4 keep the number, of which programs that count otherwise miss one or two. Of others OpenCV multiplies
     the duration by the rate, which is a guess where the rate varies: so a twentieth and a second less.
     """
     announced, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     if not 0 < announced < _MOST_FRAMES:
-        return 0
+        return 0, 0
     with open(given, "rb") as file:
         start = file.read(12)
     if start[:4] == b"RIFF" or start[4:8] == b"ftyp":
-        return int(announced) - 2
-    return int(announced * 0.95 - (rate if 0 < rate < _MOST_RATE else 0))
+        return int(announced) - 2, int(announced)
+    return int(announced * 0.95 - (rate if 0 < rate < _MOST_RATE else 0)), int(announced)
