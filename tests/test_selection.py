@@ -16,6 +16,7 @@ from edgecls.golden import Golden
 from edgecls.runs import EXPORT, Run
 from edgecls.runtime import machine, selection
 from edgecls.runtime.backend import BackendOptions, Device
+from edgecls.runtime.belonging import answers_as
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.selection import Candidate, can_run, select
@@ -198,9 +199,9 @@ def test_every_backend_gives_the_same_rows(tmp_path: Path, photos: Path) -> None
 def test_the_golden_answers_are_those_that_a_backend_is_held_to(run: Path) -> None:
     golden = Golden.of(Run(run))
     with Candidate(run / "model.int8-cpu.onnx", "cpu").open(BackendOptions()) as backend:
-        assert selection._answers_as(golden, backend)
+        assert answers_as(golden, backend)
         broken = Golden(golden.images, np.full_like(golden.logits, np.nan), golden.validation_answers)
-        assert not selection._answers_as(broken, backend)
+        assert not answers_as(broken, backend)
 
 
 def test_openvino_runs_no_int8_where_its_sums_overflow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

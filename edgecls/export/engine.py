@@ -30,6 +30,7 @@ from edgecls.runtime.engine_file import (
     logger_of,
     sidecar,
 )
+from edgecls.runtime.external_data import check_external_data
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
 
 _AMPERE: Final = (8, 0)
@@ -119,6 +120,8 @@ def build_engine(
     options = options or EngineOptions()
     tensorrt, gpu = find_tensorrt(), find_gpu()
     model = _read(onnx_file)
+    if check_external_data(model, onnx_file):
+        raise ExportError(f"{onnx_file}: has weights in other files, and an engine needs them inside; export it again")
     manifest = manifest_of_onnx(model, str(onnx_file))
     _check_precision(manifest.precision, options, onnx_file)
     record = _wanted(tensorrt, gpu, options, manifest, hashlib.sha256(model).hexdigest())

@@ -12,9 +12,9 @@ from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.manifest import Precision
 from edgecls.runs import EXPORT, MODEL_FILES
 from edgecls.runtime.backend import BackendOptions, Device
-from edgecls.runtime.engine_file import EngineRecord
+from edgecls.runtime.engine_file import ENGINE_SUFFIX, EngineRecord
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.selection import ENGINE_SUFFIX, AskedPrecision, Candidate, can_run, select
+from edgecls.runtime.selection import AskedPrecision, Candidate, can_run, select
 
 # What each device is meant to run: INT8 for TensorRT is slow elsewhere, and so is float16 on a CPU
 _MEANT_FOR: Final[Mapping[Device, tuple[Precision, ...]]] = {

@@ -17,6 +17,7 @@ from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model
 from edgecls.runtime.backend import DEVICES, Backend, BackendOptions, Device
+from edgecls.runtime.belonging import check_answers
 from edgecls.runtime.pipeline import Answered, Member, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, one_a_picture, ranked, top_of
 from edgecls.runtime.selection import AskedPrecision, select
@@ -127,6 +128,8 @@ class Classifier(Predictor):
         if options.precision != "auto" and not inside.startswith(options.precision):
             backend.__exit__(None, None, None)
             raise OptionError(f"--precision {options.precision}: {chosen.file} is {inside}; leave the flag out")
+        if chosen.is_unproved:
+            check_answers(chosen.file, backend)
         return cls(backend, options, chosen.file)
 
     @property

@@ -21,6 +21,7 @@ from edgecls.version import __version__
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 SCHEMA: Final = 1
+ENGINE_SUFFIX: Final = ".engine"
 
 # JetPack and the wheels of TensorRT bring the first; those of TensorRT for RTX the last, some also the second
 _MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")

@@ -22,7 +22,7 @@ def manifest_of_onnx(model: bytes, source: str) -> Manifest:
     """
     metadata_props, key, value = 14, 1, 2  # field numbers in onnx.proto
     try:
-        entries = [dict(_fields(entry)) for number, entry in _fields(memoryview(model)) if number == metadata_props]
+        entries = [dict(fields_of(entry)) for number, entry in fields_of(memoryview(model)) if number == metadata_props]
     except (ValueError, IndexError) as error:
         raise RunError(f"{source}: not an ONNX file, or a damaged one; expected one of edgecls export") from error
     for entry in entries:
@@ -34,7 +34,7 @@ def manifest_of_onnx(model: bytes, source: str) -> Manifest:
     )
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def fields_of(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The texts, bytes and messages in a protobuf message by field number; numbers in it are passed over."""
     at = 0
     while at < len(message):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgecls.errors import MissingExtra, RunError
 from edgecls.images import Pixels
 from edgecls.runtime.backend import BackendOptions, check_signature, closed
+from edgecls.runtime.external_data import check_external_data
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.stages import StageTimes
 
@@ -30,7 +31,7 @@ class OpenVinoBackend:
 
         Raises:
             MissingExtra: OpenVINO is not installed.
-            RunError: not an ONNX file, damaged, or without an edgecls manifest.
+            RunError: not an ONNX file, damaged, without an edgecls manifest, or with weights from elsewhere.
         """
         openvino = _openvino()
         try:
@@ -40,6 +41,8 @@ class OpenVinoBackend:
                 f"{model}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export"
             ) from error
         self.manifest = manifest_of_onnx(data, str(model))
+        # with the file's path it would look for the weights beside it; with bytes, in the working folder
+        source = str(model) if check_external_data(data, model) else data
         settings = {
             # where a CPU has bfloat16, OpenVINO computes float32 layers in it: slower on some, and other answers
             "INFERENCE_PRECISION_HINT": "f32",
@@ -50,7 +53,7 @@ class OpenVinoBackend:
         }
         try:
             core = openvino.Core()
-            compiled = core.compile_model(core.read_model(data), "CPU", settings)
+            compiled = core.compile_model(core.read_model(source), "CPU", settings)
         except Exception as error:  # the binding raises RuntimeError with a trace of its source in it
             reason = str(error).strip().splitlines()[-1]
             raise RunError(f"{model}: OpenVINO cannot open it: {reason}; use --device cpu (ONNX Runtime)") from error

@@ -7,10 +7,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -23,6 +23,8 @@ from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
 from edgecls.runtime.backend import Backend, BackendOptions, Device
+from edgecls.runtime.belonging import another, answers_as, check_belongs
+from edgecls.runtime.engine_file import ENGINE_SUFFIX
 from edgecls.runtime.machine import int8_sums_overflow
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
@@ -31,21 +33,22 @@ from edgecls.runtime.tensor_rt import TensorRtBackend, find_engine
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
 
-ENGINE_SUFFIX: Final = ".engine"
-
 _N_TIMED: Final = 16  # images an inference while candidates are timed
 _TIMED_SECONDS: Final = 0.3
-# Of the largest golden logit: INT8 of EfficientNet-Lite0 was off by 4 %; beyond this it is another model
-_FARTHEST: Final = 0.5
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file, and what would run it."""
+    """A file, and what would run it.
+
+    Attributes:
+        is_unproved: no hash vouches for the file; `belonging.check_answers` does.
+    """
 
     file: Path
     device: Device
+    is_unproved: bool = field(default=False, compare=False)
 
     def open(self, options: BackendOptions) -> Backend:
         """Open it.
@@ -87,13 +90,36 @@ def select(
     """
     options = options or BackendOptions()
     if options.device != "auto":
-        return _on_device(path, precision, options.device)
-    candidates = list(_candidates(path, precision))
+        return _belonging(path, _on_device(path, precision, options.device))
+    candidates = list(_belonging_ones(path, _candidates(path, precision), on_note))
     if not candidates:
         raise MissingExtra(f"opening {path}", "cpu")
     if len(candidates) == 1:
         return candidates[0]
     return _fastest(path, candidates, options, on_note)
+
+
+def _belonging(path: Path, candidate: Candidate) -> Candidate:
+    """The same, told whether its file is still to be proved. One that is named itself may be: it is what is meant.
+
+    Raises:
+        RunError: the file does not belong to the run.
+    """
+    proof = check_belongs(candidate.file)
+    if proof == "another" and path.is_dir():
+        raise another(candidate.file)
+    return replace(candidate, is_unproved=proof != "hash")
+
+
+def _belonging_ones(path: Path, candidates: Iterable[Candidate], on_note: Callable[[str], None]) -> Iterator[Candidate]:
+    """Those whose file belongs to its run. An engine that does not is passed over: any device has an ONNX file too."""
+    for candidate in candidates:
+        try:
+            yield _belonging(path, candidate)
+        except RunError as error:
+            if candidate.file.suffix != ENGINE_SUFFIX or not path.is_dir():
+                raise
+            on_note(f"{error}: not used")
 
 
 def can_run(file: Path, precision: Precision) -> list[Candidate]:
@@ -212,7 +238,7 @@ def file_for_engine(path: Path, precision: AskedPrecision) -> Path:
                 raise OptionError(f"--precision {precision}: {path} is {inside}; leave the flag out")
         return path
     chosen = _measured(path).engine_from if precision == "auto" else precision
-    return _file_of(path, chosen)
+    return _belonging(path, Candidate(_file_of(path, chosen), "tensorrt")).file
 
 
 @dataclass(frozen=True)
@@ -262,10 +288,8 @@ def _measured(run: Path) -> _Measured:
 def _fastest(
     path: Path, candidates: Sequence[Candidate], options: BackendOptions, on_note: Callable[[str], None]
 ) -> Candidate:
-    if path.is_file():
-        manifest_of_onnx(
-            path.read_bytes(), str(path)
-        )  # before every engine says in its own way that it is none of ours
+    if path.is_file():  # before every engine says in its own way that it is none of ours
+        manifest_of_onnx(path.read_bytes(), str(path))
     key = _key(candidates, options)
     known = _read_cache()
     speeds = known.get(key)
@@ -291,7 +315,7 @@ def _timed(
     for candidate in candidates:
         try:
             with candidate.open(options) as backend:
-                if golden and not _answers_as(golden, backend):
+                if golden and not answers_as(golden, backend):
                     on_note(f"{candidate}: answers the run's golden images otherwise than its checkpoint: not used")
                     continue
                 speeds[str(candidate)] = round(_images_per_second(backend), 1)
@@ -307,11 +331,6 @@ def _timed(
 
 def _golden_of(path: Path) -> Golden | None:
     return Golden.of(Run(path)) if path.is_dir() and (path / GOLDEN).is_file() else None
-
-
-def _answers_as(golden: Golden, backend: Backend) -> bool:
-    off = np.abs(backend.infer(golden.images) - golden.logits).max()
-    return bool(off <= _FARTHEST * np.abs(golden.logits).max())  # not a nan either
 
 
 def _images_per_second(backend: Backend) -> float:
