@@ -27,6 +27,8 @@ from edgecls.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgecls.runs import Run
+
 _STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
 EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a process that SIGINT and SIGPIPE end
@@ -105,6 +107,11 @@ class Method(str, Enum):
     percentile = "percentile"
     entropy = "entropy"
     mse = "mse"
+
+
+class Layout(str, Enum):
+    nchw = "nchw"
+    nhwc = "nhwc"
 
 
 class Resize(str, Enum):
@@ -196,7 +203,6 @@ def train(
         live.loading("loading PyTorch")
         from edgecls import tables
         from edgecls.evaluate.figures import draw_training
-        from edgecls.runs import RESUME
         from edgecls.train.machine import rank
         from edgecls.train.progress import Listener
         from edgecls.train.result import TrainResult
@@ -204,7 +210,12 @@ def train(
         from edgecls.train.run import train as train_run
 
         say = partial(console.print, soft_wrap=not console.is_terminal)  # a line stays one in a file
-        listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), live.show)
+
+        def draw(run: Run) -> None:
+            live.loading("drawing the figures")
+            draw_training(run)
+
+        listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), live.show, draw)
         if rank():
             listener = Listener()  # of processes that train together, one speaks
         result = (
@@ -212,16 +223,13 @@ def train(
         )
         if rank():
             return
-        live.loading("drawing the figures")
-        for run in result.runs:
-            draw_training(run)
     for path, reason in list(result.unreadable.items())[:5]:
         typer.echo(f"left out: {path}: {reason}", err=True)
     if as_json:
         _print_json(result.to_json())
     else:
         console.print(tables.training(result) if isinstance(result, TrainResult) else tables.folds(result))
-    if any(run.path(RESUME).is_file() for run in result.runs):  # Ctrl-C: complete as far as it went
+    if isinstance(result, TrainResult) and result.is_interrupted:  # Ctrl-C: complete as far as it went
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -464,13 +472,15 @@ def pretrained(
 @app.command()
 def adopt(
     file: Annotated[Path, typer.Argument(help="Somebody else's float classifier in ONNX.")],
-    labels: Annotated[Optional[Path], typer.Option(help="Text file with a label a line, or JSON.", show_default="the file's own")] = None,
+    labels: Annotated[Optional[Path], typer.Option(help="Text file with a label a line (numbered or not), or JSON.", show_default="the file's own")] = None,
     image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the file's own")] = None,
     mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Per RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
     std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Likewise.", show_default="the file's own")] = None,
     resize: Annotated[Optional[Resize], typer.Option(help="How the picture is resized: shortest keeps its proportions and cuts off what is too long, squash changes them, pad keeps them and adds a border.", show_default="shortest")] = None,
     crop_fraction: Annotated[Optional[float], typer.Option(help="Share of the resized picture that the centre crop keeps.", show_default="0.875")] = None,
     interpolation: Annotated[Optional[Interpolation], typer.Option(help="How the resize computes a pixel.", show_default="bilinear")] = None,
+    layout: Annotated[Optional[Layout], typer.Option(help="Order of the input's axes: channels second or last.", show_default="as the network takes it")] = None,
+    output: Annotated[Optional[str], typer.Option(help="Name of the output to take.", show_default="the one that fits the labels")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-adopted-<file>")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -482,7 +492,7 @@ def adopt(
         from edgecls.export.adopt import adopt as make_run
     options = AdoptOptions(
         file, labels, image_size, mean, std, resize.value if resize else None, crop_fraction,
-        interpolation.value if interpolation else None, out,
+        interpolation.value if interpolation else None, out, layout.value if layout else None, output,
     )  # fmt: skip
     result = make_run(options)
     if as_json:

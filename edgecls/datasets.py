@@ -467,7 +467,7 @@ def read_split(path: Path, labels: Sequence[str]) -> Dataset:
         if row["status"] == "error":
             unreadable[image] = row["reason"]
         elif row["split"] in splits:
-            splits[cast(Split, row["split"])].append(image)
+            splits[row["split"]].append(image)
         else:
             raise DatasetError(
                 f"{path}, line {number}: split {row['split']!r}; expected {', '.join(SPLITS)}; {file.cure}"

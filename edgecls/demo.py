@@ -16,7 +16,6 @@ from edgecls import tables
 from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
 from edgecls.export.run import ExportOptions, ExportResult, Progress, export
-from edgecls.runs import Run
 from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.runtime.rows import RowsOptions
@@ -64,10 +63,9 @@ def demo(folder: Path, console: Console) -> DemoResult:
             augmentation=AugmentOptions(augment=("shift",)),
             out=run,
         ),
-        Listener(console.print, lambda epoch: console.print(tables.epoch_line(epoch))),
+        Listener(console.print, lambda epoch: console.print(tables.epoch_line(epoch)), on_measured=draw_training),
     )
     assert isinstance(trained, TrainResult)  # no folds were asked for
-    draw_training(Run(run))
     console.print(tables.training(trained))
     console.print(f"\n$ edgecls export {run} --int8")
     exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))

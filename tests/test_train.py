@@ -43,9 +43,8 @@ def quick(data: Path, **changes: Any) -> TrainOptions:
 def test_a_run_holds_all_that_later_steps_need(in_empty_folder: Path, photos: Path) -> None:
     lines: list[str] = []
     epochs: list[Epoch] = []
-    result = train(quick(photos), Listener(lines.append, epochs.append))
+    result = train(quick(photos), Listener(lines.append, epochs.append, on_measured=draw_training))
     run = Run(result.run)
-    draw_training(run)
     files = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file())
     assert any(file.startswith("tensorboard/events") for file in files)
     assert [file for file in files if not file.startswith("tensorboard/")] == [

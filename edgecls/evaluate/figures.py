@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,23 +15,30 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 
+from edgecls.errors import RunError
 from edgecls.metrics import wilson_interval
-from edgecls.runs import FIGURES, HISTORY, METRICS, Run, atomic_path
+from edgecls.records import TextFile
+from edgecls.runs import FIGURES, HISTORY, METRICS, Run, atomic_path, read_json
 from edgecls.runtime.bench import BenchResult
 
 _MOST_NUMBERED: Final = 20  # classes up to which every cell has its number
 _MOST_NAMED: Final = 60  # classes up to which every row has its name
+_OF_CURVES: Final = ("epoch", "phase", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 _TRAIN, _VALIDATION = "#8a8a8a", "#0b6fb8"
 _OF_PRECISION: Final = {"fp32": "#555555", "fp16": "#7a4fb5", "int8": "#c2571a", "int8-cpu": "#0b6fb8"}
 
 
 def draw_training(run: Run) -> list[Path]:
-    """Draw a run's figures from its `history.csv` and `metrics.json`; returns the files."""
-    metrics = json.loads(run.path(METRICS).read_text(encoding="utf-8"))
+    """Draw a run's figures from its `history.csv` and `metrics.json`; returns the files.
+
+    Raises:
+        RunError: those are damaged, or the figures cannot be written.
+    """
+    metrics = read_json(run.path(METRICS))
     figures: dict[str, Figure] = {}
     if metrics["n_epochs"]:  # a classifier on features has no epochs
-        with run.path(HISTORY).open(newline="") as file:
-            history = list(csv.DictReader(file))
+        kept = TextFile(run.path(HISTORY), RunError, "the run is damaged: train again")
+        history = [row for _, row in kept.rows(_OF_CURVES)]
         figures["learning_curves"] = learning_curves(history, metrics["best_epoch"])
     for name in ("validation", "test"):
         if f"{name}_confusion" in metrics:
@@ -45,7 +50,6 @@ def draw_training(run: Run) -> list[Path]:
         with atomic_path(path) as partial:
             figure.savefig(partial, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
         paths.append(path)
-    run.record()
     return paths
 
 

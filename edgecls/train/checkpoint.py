@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgecls.errors import OptionError, RunError
+from edgecls.golden import Golden, is_near
 from edgecls.manifest import Manifest
 from edgecls.options import from_flat
-from edgecls.runs import CHECKPOINT, Run, atomic_path
+from edgecls.runs import CHECKPOINT, GOLDEN, MANIFEST, Run, atomic_path
 from edgecls.train.batches import Inputs, in_order
 from edgecls.train.models import PixelClassifier, build, read_state_dict
 from edgecls.train.onnx_head import attach_classical_head
 from edgecls.train.options import NONE, NetworkOptions
 
 
+def write_tensors(values: Any, path: Path) -> None:
+    """Write what `torch.load` reads, atomically.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    buffer = io.BytesIO()  # torch's own writer of files raises RuntimeError for a full disk, without saying so
+    torch.save(values, buffer)
+    with atomic_path(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
 def save_checkpoint(classifier: PixelClassifier, path: Path) -> None:
     """Write the weights atomically, as a state dict that loads with `weights_only=True`."""
-    with atomic_path(path) as partial:
-        torch.save(classifier.state_dict(), partial)
+    write_tensors(classifier.state_dict(), path)
 
 
 def load_checkpoint(run: Run) -> PixelClassifier:
@@ -39,8 +53,39 @@ def load_checkpoint(run: Run) -> PixelClassifier:
         classifier.load_state_dict(read_state_dict(path))
     except (RuntimeError, OptionError) as error:
         raise RunError(f"{path}: not the weights of {manifest.model}: {' '.join(str(error).split())[:300]}") from error
+    _check_scale(classifier, manifest, path)
     attach_classical_head(classifier, run)
     return classifier.eval().to(memory_format=torch.channels_last)
+
+
+def load_proved_checkpoint(run: Run) -> PixelClassifier:
+    """The same, once it has answered the run's golden images as it did when the run was made.
+
+    Raises:
+        RunError: as `load_checkpoint`, or it is the checkpoint of another run.
+    """
+    classifier = load_checkpoint(run)
+    if run.path(GOLDEN).is_file():
+        golden = Golden.of(run)
+        answers = logits_of(classifier, torch.from_numpy(golden.images)).numpy()
+        if not is_near(answers, golden.logits):
+            raise RunError(
+                f"{run.path(CHECKPOINT)}: answers the run's golden images otherwise than when the run was made: it is "
+                "the checkpoint of another run, or was changed; put back what was there, or train again"
+            )
+    return classifier
+
+
+def _check_scale(classifier: PixelClassifier, manifest: Manifest, path: Path) -> None:
+    """Mean and std are in the weights too; a manifest that says others would put a wrong word into every file."""
+    told = [torch.tensor(each) * 255 for each in (manifest.preprocessing.mean, manifest.preprocessing.std)]
+    if not all(
+        torch.allclose(a.flatten(), b, atol=1e-2) for a, b in zip((classifier.mean, classifier.std), told, strict=True)
+    ):
+        raise RunError(
+            f"{path}: was trained with another mean or std than {MANIFEST} says ({manifest.preprocessing.mean}, "
+            f"{manifest.preprocessing.std}); one of the two was changed: put back what was there, or train again"
+        )
 
 
 def network_options(manifest: Manifest, source: str) -> NetworkOptions:

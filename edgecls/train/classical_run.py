@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
 from edgecls import metrics
@@ -20,10 +18,11 @@ from edgecls.errors import OptionError, RunError
 from edgecls.metrics import Indices
 from edgecls.runs import CHECKPOINT, SPLIT, Run, find_model
 from edgecls.train.batches import Inputs
-from edgecls.train.checkpoint import load_checkpoint, network_options, save_checkpoint
+from edgecls.train.checkpoint import load_proved_checkpoint, network_options, save_checkpoint
 from edgecls.train.classical import fit_classical
 from edgecls.train.classical_head import check_answers, head_onnx, linear_head
 from edgecls.train.features import Features, features_of
+from edgecls.train.measure import macro_scores
 from edgecls.train.models import PixelClassifier, build
 from edgecls.train.onnx_head import HEAD, OnnxHead, set_last_layer
 from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, GeometryOptions, NetworkOptions, TrainOptions
@@ -32,7 +31,7 @@ from edgecls.train.progress import Listener
 from edgecls.train.record import Stopwatch
 from edgecls.train.recorder import Recorder
 from edgecls.train.result import TrainResult, complete
-from edgecls.train.start import Start, described, with_geometry
+from edgecls.train.start import Start, check_size, described, with_geometry
 from edgecls.train.survey import survey_of
 
 
@@ -68,7 +67,7 @@ def train_classical(
     listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
     start = replace(start, dataset=readable, classifier=fitted.classifier)
     clock.lap("features and classifier")
-    return complete(run, options, start, pixels, Recorder(None), clock)
+    return complete(run, options, start, pixels, Recorder(None), clock, listener)
 
 
 def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
@@ -93,6 +92,7 @@ def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
             classifier, preprocessing = build(network, len(dataset.labels))
         except OptionError as unknown:
             raise OptionError(f"--features {name}: neither a run ({error}) nor a model ({unknown})") from unknown
+        check_size(classifier, preprocessing.size_hw, name)
         return Start(dataset, survey, classifier, with_geometry(preprocessing, options.geometry), network)
     if options.network.image_size or options.geometry != GeometryOptions():
         raise OptionError(
@@ -104,7 +104,7 @@ def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
             "flatter it; name a published model"
         )
     network = network_options(manifest, name)
-    return Start(dataset, survey, load_checkpoint(run), manifest.preprocessing, network, str(run.folder))
+    return Start(dataset, survey, load_proved_checkpoint(run), manifest.preprocessing, network, str(run.folder))
 
 
 def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """How a classifier did on one split, as fractions; precision and recall are means over the classes."""
+    """How a classifier did on one split, as fractions; precision and recall are means over the classes with images."""
 
     n: int
     accuracy: float
@@ -193,7 +193,7 @@ def fit_head(
         save_checkpoint(classifier, run.path(CHECKPOINT))
         set_last_layer(classifier, head)
     fitted = time.perf_counter()
-    scores = {split: _scores(head, each, targets[split], n_classes) for split, each in features.items()}
+    scores = {split: _scores(head, each, targets[split]) for split, each in features.items()}
     return FittedHead(classifier.eval(), scores, featured - started, fitted - featured)
 
 
@@ -215,9 +215,7 @@ def _empty(n_features: int, n_classes: int) -> nn.Linear:
     return layer
 
 
-def _scores(head: nn.Module, features: Tensor, truth: Indices, n_classes: int) -> SplitScores:
+def _scores(head: nn.Module, features: Tensor, truth: Indices) -> SplitScores:
     answered: Any = head(features).detach().argmax(1).numpy()
-    precision, recall, _, _ = precision_recall_fscore_support(
-        truth, answered, labels=np.arange(n_classes), average="macro", zero_division=0
-    )
-    return SplitScores(len(truth), metrics.accuracy(answered, truth), float(precision), float(recall))
+    precision, recall, _ = macro_scores(answered, truth)
+    return SplitScores(len(truth), metrics.accuracy(answered, truth), precision, recall)

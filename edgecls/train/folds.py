@@ -24,7 +24,7 @@ from edgecls.train.models import PixelClassifier
 from edgecls.train.options import TrainOptions
 from edgecls.train.pixels import Decoder, decoding_warnings
 from edgecls.train.progress import Listener
-from edgecls.train.result import TrainResult, read_result
+from edgecls.train.result import TrainResult, is_complete, read_result
 from edgecls.train.single import seed_all, train_single
 from edgecls.train.start import start_of
 
@@ -156,6 +156,11 @@ def train_folds(
     start = begin(options, everything)
     own = Decoder(options.data_use.cache, start.preprocessing, listener.on_progress)
     decoder = _SharedDecoder(own, everything)
+    if dataset.has_own_validation:
+        listener.say(
+            f"--folds: the {len(dataset.splits['val']):,} images of the data's own val split are dealt out with those "
+            "of train; each fold validates on what it holds out"
+        )
     for warning in decoding_warnings(options.data_use.cache, decoder.train_pixels):
         listener.say(f"warning: {warning}")
     folds = stratified_folds(decoder.dataset.splits["train"], options.data_use.folds, options.data_use.seed)
@@ -166,7 +171,7 @@ def train_folds(
         listener.say(f"{name} of {len(folds)}")
         seed_all(options)  # the same new weights in every fold: they differ by their images alone
         part = _without(decoder.dataset, held_out)
-        if (folder / name / METRICS).is_file() and not (folder / name / RESUME).is_file():
+        if is_complete(Run(folder / name)):
             results.append(read_result(Run(folder / name)))
             continue
         fold = replace(begin(single, part), preprocessing=start.preprocessing)
@@ -179,8 +184,9 @@ def train_folds(
                 single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features,
                 deadline=until,
             )  # fmt: skip
-        if (folder / name / RESUME).is_file():
+        if result.is_interrupted:
             raise Interrupted(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
+        (folder / name / RESUME).unlink(missing_ok=True)
         results.append(result)
     test = _ensemble_accuracy([folder / name for name in names], decoder.dataset, decoder.test_pixels)
     write_json(folder / ENSEMBLE, {"members": names})

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from edgecls.errors import Collapsed, RunError
 from edgecls.runs import RESUME
 from edgecls.train.batches import Batch, Batches, generator_of
+from edgecls.train.checkpoint import write_tensors
 from edgecls.train.lookahead import Lookahead
 from edgecls.train.losses import Loss
 from edgecls.train.machine import lightning_precision, resolved_device
@@ -277,23 +279,28 @@ class Training(L.LightningModule):
         return [optimizer], make_schedulers(optimizer, self.phase.optimizer, self.n_steps, self.phase.pace.at)
 
 
+class _AtomicFiles(TorchCheckpointIO):
+    """Writes beside the old file, on the same disk; Lightning writes in the temporary folder and copies."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_tensors(checkpoint, Path(path))
+
+
 class _Resumable(Checkpoint):
-    """Keeps what a killed run goes on from, as often as it costs little."""
+    """Keeps what a killed run goes on from: as often as it costs little, and when a phase is over."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.saved_at, self.cost = path, 0.0, 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.perf_counter()
-        is_due = not self.cost or now - self.saved_at >= self.cost / _SAVING_SHARE
+        is_due = not self.cost or now - self.saved_at >= self.cost / _SAVING_SHARE or trainer.should_stop
         if not trainer.strategy.broadcast(is_due):  # processes that train together save together, or wait for ever
             return
         try:
             trainer.save_checkpoint(self.path)
-        except OSError as error:
-            raise RunError(
-                f"cannot write {self.path}: {error.strerror or error}; the best epoch so far is kept beside it"
-            ) from error
+        except OSError as error:  # of sharded strategies, which write by themselves
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.saved_at = time.perf_counter()
         self.cost = self.saved_at - now
 
@@ -352,6 +359,7 @@ def make_trainer(
         enable_checkpointing=options.folder is not None,
         num_sanity_val_steps=0,
         default_root_dir=scratch,
+        plugins=[_AtomicFiles()],
     )
 
 

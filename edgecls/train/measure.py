@@ -38,6 +38,20 @@ class Measured:
         return {name: value for name, value in self.figures.items() if isinstance(value, float)}
 
 
+def macro_scores(answers: NDArray[np.int64], truth: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Precision, recall and F1 as means over the classes: a rare one counts as much as a common one.
+
+    Of a class without images nothing can be said, so it does not count.
+
+    Args:
+        answers, truth: (n,) label indices, n >= 1.
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, answers, labels=np.unique(truth), average="macro", zero_division=0
+    )
+    return float(precision), float(recall), float(f1)
+
+
 def measure(run: Run, dataset: Dataset, pixels: Mapping[Split, Inputs], device: str) -> Measured:
     """Answer the validation and test images once, in float32; leave golden answers in the run.
 
@@ -53,15 +67,12 @@ def measure(run: Run, dataset: Dataset, pixels: Mapping[Split, Inputs], device: 
             continue
         answers[split] = logits_of(classifier, pixels[split]).argmax(1).numpy()
         share = metrics.accuracy(answers[split], truth)
-        # means over the classes: a rare class counts as much as a common one
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, answers[split], labels=range(len(dataset.labels)), average="macro", zero_division=0
-        )
+        precision, recall, f1 = macro_scores(answers[split], truth)
         figures[f"{name}_accuracy"] = share
         figures[f"{name}_interval"] = metrics.wilson_interval(share, len(truth))
-        figures[f"{name}_precision"] = float(precision)
-        figures[f"{name}_recall"] = float(recall)
-        figures[f"{name}_f1"] = float(f1)
+        figures[f"{name}_precision"] = precision
+        figures[f"{name}_recall"] = recall
+        figures[f"{name}_f1"] = f1
         figures[f"{name}_confusion"] = metrics.confusion_matrix(answers[split], truth, len(dataset.labels)).tolist()
     figures["labels"] = list(dataset.labels)
     chosen = set(stratified_sample(dataset.splits["val"], N_GOLDEN, 0))

@@ -12,7 +12,7 @@ from typing import Final
 from edgecls.datasets import Dataset, open_dataset
 from edgecls.errors import OptionError, RunError
 from edgecls.options import from_flat, read_flat
-from edgecls.runs import METRICS, RECIPE, RESUME, find_model, find_run
+from edgecls.runs import METRICS, RECIPE, RESUME, UNFINISHED, find_model, find_run
 from edgecls.train.options import IMAGENET, LITE_NAMES, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions, TrainOptions
 
 # how both packages list what they have: a decorator on the function that builds it
@@ -62,7 +62,7 @@ def options_of_run(name: str | Path) -> tuple[Path, TrainOptions]:
     recipe = folder / RECIPE
     if not recipe.is_file():
         raise RunError(f"{name}: no {RECIPE} in it, so there is nothing to resume; start anew with: edgecls train DATA")
-    if (folder / METRICS).is_file() and not (folder / RESUME).is_file():
+    if (folder / METRICS).is_file() and not any((folder / name).exists() for name in (RESUME, UNFINISHED)):
         raise RunError(f"{name}: its training has ended; to train on, use --weights {folder}/checkpoint.pt")
     return folder, from_flat(TrainOptions, read_flat(recipe), str(recipe))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from edgecls.errors import MissingExtra, OptionError, TrainingError
 from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.manifest import Manifest, Preprocessing
-from edgecls.runs import CHECKPOINT, Run, create_run_folder, point_latest_at
+from edgecls.runs import CHECKPOINT, point_latest_at, whole_run
 from edgecls.train.checkpoint import load_checkpoint, logits_of, save_checkpoint
 from edgecls.train.efficientnet_lite import LITE, weights_package
 from edgecls.train.models import PixelClassifier, build_published, run_at_size
@@ -104,19 +103,15 @@ def pretrained(options: PretrainedOptions) -> PretrainedResult:
         training={"pretrained": options.model, "weights": weights, "torch": torch.__version__},
         metrics={"parameters": n_parameters},
     )
-    run = Run(create_run_folder(options.model, options.out))
-    try:
+    with whole_run(options.model, options.out) as (run, folder):
         save_checkpoint(classifier, run.path(CHECKPOINT))
         run.record(manifest)
         logits = logits_of(load_checkpoint(run), torch.from_numpy(photos)).numpy()  # as read back from the disk
         Golden(photos, logits, np.empty(0, np.int64)).write(run)
         run.record()
-    except BaseException:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        raise
-    point_latest_at(run.folder)
+    point_latest_at(folder)
     return PretrainedResult(
-        run=run.folder,
+        run=folder,
         model=options.model,
         weights=weights,
         n_classes=len(labels.names),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from edgecls.runs import Run
 from edgecls.train.options import Monitor
 
 PhaseName = Literal["head", "all", "retry"]
@@ -73,8 +74,11 @@ class Listener:
         say: called with lines about what was found and chosen.
         on_epoch: called after every epoch.
         on_progress: called many times a second.
+        on_measured: called when a run has all its figures, before it counts as complete: to draw them. A training that
+            was killed while it draws goes on with it.
     """
 
     say: Callable[[str], None] = lambda line: None
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_measured: Callable[[Run], object] = lambda run: None

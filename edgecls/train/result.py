@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -14,14 +14,17 @@ from edgecls.datasets import SPLITS, Split
 from edgecls.errors import RunError
 from edgecls.manifest import Manifest
 from edgecls.options import OPTIONS_KEY, flat
-from edgecls.runs import CHECKPOINT, METRICS, Run, read_json, write_json
+from edgecls.runs import CHECKPOINT, MANIFEST, METRICS, RESUME, Run, read_json, write_json
 from edgecls.train.batches import Inputs
 from edgecls.train.machine import resolved_device
 from edgecls.train.measure import measure
 from edgecls.train.options import TrainOptions
+from edgecls.train.progress import Listener
 from edgecls.train.record import Stopwatch, write_recipe
 from edgecls.train.recorder import Recorder
 from edgecls.train.start import Start
+
+_NO_FIGURES: Final = ("figures", "is_interrupted")  # fields of a result that its file has not by these names
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class TrainResult:
         figures: all that was measured, as `metrics.json` has it.
         best_epoch, n_epochs: 0 where no network was trained.
         unreadable: reason by path of the images that were left out.
+        is_interrupted: whether the user stopped it, so that there is more to train.
     """
 
     run: Path
@@ -49,14 +53,22 @@ class TrainResult:
     seconds: float
     unreadable: dict[str, str]
     figures: dict[str, Any] = field(default_factory=dict)
+    is_interrupted: bool = False
 
     @property
     def runs(self) -> tuple[Run, ...]:
         return (Run(self.run),)
 
     def to_json(self) -> dict[str, Any]:
-        values = {name: value for name, value in vars(self).items() if name != "figures"}
+        values = {name: value for name, value in vars(self).items() if name not in _NO_FIGURES}
         return {**self.figures, **values, "run": str(self.run)}
+
+
+def is_complete(run: Run) -> bool:
+    """Whether a training has ended in this folder, with all that belongs to its run."""
+    if run.path(RESUME).is_file() or not (run.path(METRICS).is_file() and run.path(MANIFEST).is_file()):
+        return False
+    return bool(run.manifest.metrics)
 
 
 def read_result(run: Run) -> TrainResult:
@@ -67,22 +79,26 @@ def read_result(run: Run) -> TrainResult:
     """
     figures = read_json(run.path(METRICS))
     try:
-        values = {each.name: figures[each.name] for each in fields(TrainResult) if each.name != "figures"}
+        values = {each.name: figures[each.name] for each in fields(TrainResult) if each.name not in _NO_FIGURES}
     except KeyError as error:
         raise RunError(f"{run.path(METRICS)}: no {error} in it; the run is damaged") from error
     return TrainResult(**{**values, "run": run.folder}, figures=figures)
 
 
 def complete(
-    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder, clock: Stopwatch
-) -> TrainResult:
+    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder,
+    clock: Stopwatch, listener: Listener,
+) -> TrainResult:  # fmt: skip
     """Measure what was trained, and leave a complete run folder: manifest, recipe, figures, golden answers.
+
+    It is complete when its manifest has metrics, which is written last. All before can be done again.
 
     Args:
         options: that repeat the training.
         start: with the readable images and the trained network.
         recorder: empty where no network was trained.
         clock: running since the training began.
+        listener: draws what was measured.
     """
     recipe = write_recipe(run.folder, options, clock.laps)
     training = {
@@ -110,6 +126,7 @@ def complete(
     training["seconds"] = write_recipe(run.folder, options, clock.laps)["seconds"]
     manifest = replace(manifest, training=training)
     write_json(run.path(METRICS), result.to_json())
+    listener.on_measured(run)
     run.record(replace(manifest, metrics={**measured.scalars(), "parameters": result.n_parameters}))
     return result
 

@@ -10,9 +10,13 @@ from edgecls.datasets import SPLITS, Dataset, read_split
 from edgecls.errors import EdgeclsError, RunError
 from edgecls.runs import (
     RECIPE,
+    RESUME,
     SPLIT,
+    UNFINISHED,
     create_run_folder,
     point_latest_at,
+    remove_leftovers,
+    write_text,
 )
 from edgecls.train.classical_run import classical_start, train_classical
 from edgecls.train.extend import train_extended
@@ -52,7 +56,7 @@ def train(
     try:
         return _train_in(folder, options, dataset, listener, started)
     except EdgeclsError:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECIPE}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECIPE, UNFINISHED}:
             shutil.rmtree(folder)  # it was refused before anything began
         raise
 
@@ -86,8 +90,11 @@ def _train_in(
 ) -> TrainResult | FoldsResult:
     is_leader = rank() == 0
     options = repeatable(options)
-    if is_leader and not (folder / RECIPE).is_file():
-        write_recipe(folder, options)
+    if is_leader:
+        remove_leftovers(folder)
+        if not (folder / RECIPE).is_file():
+            write_recipe(folder, options)
+        write_text(folder / UNFINISHED, "")  # after the recipe, without which nothing can be resumed
     minutes = options.recipe.minutes
     deadline = None if minutes is None else started + 60 * minutes
     result: TrainResult | FoldsResult
@@ -102,4 +109,12 @@ def _train_in(
         result = train_single(options, start_of(options, dataset), folder, listener, deadline=deadline)
     if is_leader:
         point_latest_at(folder)
+        if isinstance(result, FoldsResult) or not result.is_interrupted:
+            _finish(folder)
     return result
+
+
+def _finish(folder: Path) -> None:
+    """The training has left all of its run: what a killed one goes on from goes, the dear part of it last."""
+    for name in (UNFINISHED, RESUME):
+        (folder / name).unlink(missing_ok=True)

@@ -11,10 +11,11 @@ import lightning as L
 import torch
 
 from edgecls.datasets import Dataset, write_split
-from edgecls.errors import Interrupted, OptionError, TrainingError
-from edgecls.runs import CONTACT_SHEET, RESUME, SPLIT, Run, find_run
+from edgecls.errors import Interrupted, OptionError, RunError, TrainingError
+from edgecls.names import one_form
+from edgecls.runs import CONTACT_SHEET, SPLIT, Run, find_run
 from edgecls.train.batches import Inputs
-from edgecls.train.checkpoint import load_checkpoint
+from edgecls.train.checkpoint import load_proved_checkpoint
 from edgecls.train.contact_sheet import write_contact_sheet
 from edgecls.train.features import Features, features_of
 from edgecls.train.loggers import make_loggers
@@ -43,8 +44,8 @@ def train_single(
 ) -> TrainResult:  # fmt: skip
     """Train one classifier in a folder, and leave a complete run there.
 
-    Where the folder holds what a killed run left, training goes on from there. Of several processes that train
-    together, the first one writes.
+    Where the folder holds what a killed run left, training goes on from there. What it goes on from stays in the
+    folder: whoever called removes it when all is done. Of several processes that train together, the first one writes.
 
     Args:
         resumed_by: the folder that `--resume` names; None is this one.
@@ -86,6 +87,7 @@ def train_single(
         say=listener.say, record=record, deadline=deadline,
     )  # fmt: skip
     go_on = f"edgecls train --resume {resumed_by or folder}"
+    is_interrupted = False
     try:
         phases.run()
     except KeyboardInterrupt:
@@ -94,15 +96,19 @@ def train_single(
                 f"interrupted before the first epoch ended; {folder} holds no checkpoint. Start it again with: {go_on}"
             ) from None
         listener.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
-    else:
-        run.path(RESUME).unlink(missing_ok=True)
+        is_interrupted = True
+    except RunError as error:
+        if not recorder.epochs:
+            raise
+        raise RunError(f"{error}. The best epoch so far is kept; when that is mended, go on with: {go_on}") from error
     clock.lap("train")
     if recorder.best is None:
         raise TrainingError(f"training ended before its first epoch did; {folder} holds no checkpoint")
     if not is_leader:
-        return unmeasured(folder, start, recorder)
+        return replace(unmeasured(folder, start, recorder), is_interrupted=is_interrupted)
     clock.laps.update(phases.seconds)
-    return complete(run, phases.options, start, pixels, recorder, clock)
+    result = complete(run, phases.options, start, pixels, recorder, clock, listener)
+    return replace(result, is_interrupted=is_interrupted)
 
 
 def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
@@ -116,7 +122,7 @@ def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
         return None
     run = find_run(source.teacher)
     labels = run.manifest.labels
-    if labels != dataset.labels:
+    if tuple(map(one_form, labels)) != dataset.labels:
         differing = sorted(set(labels) ^ set(dataset.labels)) or ["their order"]
         raise OptionError(
             f"--teacher {source.teacher}: it was trained on other classes (they differ in {', '.join(differing[:5])}); "
@@ -127,7 +133,7 @@ def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
             "--teacher with all epochs frozen: a teacher sees the pictures of the other epochs; use fewer "
             "--freeze-epochs than --epochs"
         )
-    return Teacher(load_checkpoint(run), run.manifest.preprocessing.size_hw)
+    return Teacher(load_proved_checkpoint(run), run.manifest.preprocessing.size_hw)
 
 
 def _whiten(classifier: PixelClassifier, pixels: Inputs, seed: int) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from edgecls.datasets import SPLITS, Dataset
-from edgecls.errors import OptionError
 from edgecls.manifest import Preprocessing
-from edgecls.train.models import PixelClassifier, build, run_at_size
+from edgecls.train.models import PixelClassifier, build, run_at_size, takes
 from edgecls.train.options import SCRATCH, GeometryOptions, NetworkOptions, TrainOptions
 from edgecls.train.survey import Survey, survey_of
 
@@ -52,7 +52,9 @@ def start_of(options: TrainOptions, dataset: Dataset) -> Start:
     survey = survey_of(dataset, options.data_use.seed)
     size_hw = options.network.size_hw or _scratch_size(options.network, survey)
     classifier, own = build(options.network, len(dataset.labels), size_hw)
-    if size_hw is None:
+    if size_hw is not None:
+        check_size(classifier, size_hw, options.network.model)
+    else:
         own = replace(own, size_hw=_size_for_small_pictures(classifier, own.size_hw, survey))
     return Start(dataset, survey, classifier, with_geometry(own, options.geometry), options.network)
 
@@ -90,13 +92,23 @@ def _size_for_small_pictures(classifier: PixelClassifier, own_hw: tuple[int, int
     side = max(_SMALLEST_ENLARGED, round(_ENLARGEMENT * survey.side / 32) * 32)
     if not survey.side or side >= min(own_hw):
         return own_hw
-    try:
-        run_at_size(classifier.eval(), torch.zeros(1, side, side, 3, dtype=torch.uint8), "")
-    except OptionError:  # a transformer knows one size
-        return own_hw
-    finally:
-        classifier.train()
-    return side, side
+    is_taken = takes(classifier.eval(), _blank((side, side)))  # a transformer knows one size
+    classifier.train()
+    return (side, side) if is_taken else own_hw
+
+
+def check_size(classifier: PixelClassifier, size_hw: tuple[int, int], model: str) -> None:
+    """Let a network answer an empty picture, which takes milliseconds: only the network knows its smallest size.
+
+    Raises:
+        OptionError: it cannot take images of that size.
+    """
+    run_at_size(classifier.eval(), _blank(size_hw), model)
+    classifier.train()
+
+
+def _blank(size_hw: tuple[int, int]) -> Tensor:
+    return torch.zeros(1, *size_hw, 3, dtype=torch.uint8)
 
 
 def described(start: Start) -> str:
