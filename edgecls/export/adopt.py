@@ -159,7 +159,7 @@ def _write_run(candidate: Path, manifest: Manifest, golden: Golden, out: Path | 
     run = Run(create_run_folder(manifest.model, out))
     try:
         shutil.copyfile(candidate, run.path(candidate.name))
-        golden.write(run)
+        golden.write(run, manifest)
         run.record(manifest)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)

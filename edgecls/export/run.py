@@ -24,7 +24,7 @@ from edgecls.calibration.collectors import DEFAULT_METHOD, METHODS, Method
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
 from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split, stratified_sample, targets_of
-from edgecls.errors import DatasetError, ExportError, OptionError, RunError
+from edgecls.errors import DatasetError, EdgeclsError, ExportError, OptionError, RunError
 from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
 from edgecls.export.float16 import Overflow, halves, overflows, ranges_of
 from edgecls.export.fp16 import fp16_from_onnx, half
@@ -54,8 +54,11 @@ from edgecls.runs import (
     write_json,
 )
 from edgecls.runtime.backend import BackendOptions
+from edgecls.runtime.belonging import contradictions
+from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 from edgecls.train.checkpoint import load_checkpoint
+from edgecls.train.evidence import check_evidence
 
 AUTO: Final = "auto"
 
@@ -232,11 +235,26 @@ class _Data:
             )
         calibrates = options.int8 and options.sample.source is None
         _check_there(run, [*(validation if own else ()), *(splits["train"] if calibrates else ())])
+        check_evidence(run, splits["val"], _of_earlier_files(run, manifest))
         golden_answers = Golden.of(run).validation_answers
         if own and len(golden_answers) != len(validation):
             raise RunError(f"{run.folder}: {SPLIT} and the golden answers are of two trainings; train the run again")
         given = () if own else (image.path for image in validation)
         return cls(splits["train"], validation, (*held_out, *given), golden_answers if own and validation else None)
+
+
+def _of_earlier_files(run: Run, manifest: Manifest) -> Iterator[str]:
+    """Of an earlier export: where a file is the one that the manifest lists, it is the manifest that has changed."""
+    for name in MODEL_FILES.values():
+        path = run.path(name)
+        if not path.is_file() or manifest.files.get(name) != sha256_of(path):
+            continue
+        try:
+            inside = manifest_of_onnx(path.read_bytes(), str(path))
+        except EdgeclsError:
+            continue  # it is about to be made anew
+        for difference in contradictions(inside, manifest):
+            yield f"{name} says {difference}"
 
 
 def _check_there(run: Run, used: Sequence[LabelledImage]) -> None:

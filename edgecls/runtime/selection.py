@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -29,6 +30,7 @@ from edgecls.runtime.machine import int8_sums_overflow
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
 from edgecls.runtime.open_vino import OpenVinoBackend
+from edgecls.runtime.own_process import OwnInEachProcess
 from edgecls.runtime.tensor_rt import TensorRtBackend, find_engine
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -56,7 +58,9 @@ class Candidate:
         Raises:
             RunError, OptionError, MissingExtra: as the backends do.
         """
-        on_device = BackendOptions(self.device, options.n_threads, options.n_lanes)
+        return OwnInEachProcess(partial(self._opened, BackendOptions(self.device, options.n_threads, options.n_lanes)))
+
+    def _opened(self, on_device: BackendOptions) -> Backend:
         if self.file.suffix == ENGINE_SUFFIX:
             return TensorRtBackend(self.file, on_device)
         if self.device == "openvino":
@@ -90,7 +94,7 @@ def select(
     """
     options = options or BackendOptions()
     if options.device != "auto":
-        return _belonging(path, _on_device(path, precision, options.device))
+        return _belonging(path, _on_device(path, precision, options.device, on_note))
     candidates = list(_belonging_ones(path, _candidates(path, precision), on_note))
     if not candidates:
         raise MissingExtra(f"opening {path}", "cpu")
@@ -139,7 +143,9 @@ def can_run(file: Path, precision: Precision) -> list[Candidate]:
     return found
 
 
-def _on_device(path: Path, precision: AskedPrecision, device: Device) -> Candidate:
+def _on_device(path: Path, precision: AskedPrecision, device: Device, on_note: Callable[[str], None]) -> Candidate:
+    if device == "openvino" and path.suffix != ENGINE_SUFFIX and int8_sums_overflow():
+        return Candidate(_file_without_overflow(path, precision, on_note), device)
     if device != "tensorrt" or path.suffix == ENGINE_SUFFIX:
         if path.suffix == ENGINE_SUFFIX and device != "tensorrt":
             raise OptionError(f"--device {device}: {path} is an engine, which TensorRT runs; leave the flag out")
@@ -155,6 +161,22 @@ def _on_device(path: Path, precision: AskedPrecision, device: Device) -> Candida
         + "; build one with: "
         f"edgecls engine {path}" + ("" if precision == "auto" else f" --precision {precision}")
     )
+
+
+def _file_without_overflow(path: Path, precision: AskedPrecision, on_note: Callable[[str], None]) -> Path:
+    """What OpenVINO is given on a CPU without VNNI, where its sums of INT8 products overflow.
+
+    Raises:
+        OptionError: an INT8 file is asked for.
+    """
+    file = _file_for(path, precision, "openvino")
+    if not file.is_file() or _precision_of(file) != "int8-cpu":
+        return file
+    why = "this CPU has no VNNI, where OpenVINO's sums of INT8 products overflow and answers are wrong"
+    if precision == "auto" and path.is_dir():
+        on_note(f"{why}: FP32 is used")
+        return _file_of(path, "fp32")
+    raise OptionError(f"--device openvino: {file.name} is INT8, and {why}; use --device cpu, or --precision fp32")
 
 
 def _candidates(path: Path, precision: AskedPrecision) -> Iterator[Candidate]:

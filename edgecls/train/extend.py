@@ -16,7 +16,8 @@ from edgecls.images import natural_key
 from edgecls.options import flag_name, flags_of, flat
 from edgecls.runs import METRICS, SPLIT, Run, find_run, write_json
 from edgecls.train.batches import Inputs
-from edgecls.train.checkpoint import load_checkpoint, logits_of, network_options
+from edgecls.train.checkpoint import load_checkpoint, load_proved_checkpoint, logits_of, network_options
+from edgecls.train.evidence import check_evidence
 from edgecls.train.machine import rank
 from edgecls.train.onnx_head import HEAD
 from edgecls.train.options import NetworkOptions, TrainOptions
@@ -74,8 +75,10 @@ def extend(options: TrainOptions, dataset: Dataset) -> Extension:
             f"--extend {options.source.extend}: the data has no class that it does not know already; to train on more "
             "images of the same classes use --weights RUN/checkpoint.pt"
         )
-    joined = _joined(read_split(run.path(SPLIT), old), dataset, (*old, *new))
-    classifier = load_checkpoint(run).train()
+    known = read_split(run.path(SPLIT), old)
+    check_evidence(run, known.splits["val"])
+    joined = _joined(known, dataset, (*old, *new))
+    classifier = load_proved_checkpoint(run).train()
     classifier.lengthen_head(len(joined.labels))
     survey = survey_of(joined, options.data_use.seed)
     start = Start(joined, survey, classifier, manifest.preprocessing, network, str(run.folder))
