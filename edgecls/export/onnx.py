@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
+import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
 import onnx
 import onnx.shape_inference
@@ -12,8 +15,11 @@ import torch.nn.functional as F
 from onnx import compose, helper
 from torch import Tensor, nn
 
-from edgecls.errors import ExportError
+from edgecls.errors import ExportError, ParityError
+from edgecls.export.foreign import drop_unused_domains
 from edgecls.export.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
+from edgecls.export.session import session_of
+from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
 from edgecls.train.features import quiet_exporter
@@ -52,26 +58,12 @@ def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: P
     dynamic n; output `logits`: float32 (n, n_classes). A head that is ONNX already is joined to it.
 
     Raises:
-        ExportError: PyTorch cannot export this network.
+        ExportError: PyTorch cannot export this network in any way.
     """
     head = classifier.head[-1] if isinstance(classifier.head, nn.Sequential) else classifier.head
     example = torch.zeros(2, *manifest.preprocessing.size_hw, 3, dtype=torch.uint8)
-    try:
-        with quiet_exporter():
-            program = torch.onnx.export(
-                _Deployed(classifier.cpu().eval().to(memory_format=torch.contiguous_format)).eval(),
-                (example,),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[FEATURES if isinstance(head, OnnxHead) else OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("n")},),
-            )
-    except Exception as error:  # the exporter raises many kinds, all meaning the same to the user
-        raise ExportError(f"{manifest.model}: PyTorch could not export this network to ONNX: {error}") from error
-    assert program is not None
-    graph = program.model_proto
+    network = _Deployed(classifier.cpu().eval().to(memory_format=torch.contiguous_format)).eval()
+    graph = _exported(network, example, FEATURES if isinstance(head, OnnxHead) else OUTPUT, manifest.model)
     _strip(graph)
     if isinstance(head, OnnxHead):
         graph = _with_head(graph, head.model)
@@ -79,6 +71,109 @@ def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: P
     onnx.checker.check_model(graph, full_check=True)
     with atomic_path(out) as partial:
         onnx.save(graph, partial)
+
+
+# --- Ways out of PyTorch ---------------------------------------------------------------------------------------
+
+
+def _exported(network: _Deployed, example: Tensor, output: str, model: str) -> onnx.ModelProto:
+    """The graph by the first way that works; one that was not the first has to answer as the network does.
+
+    Raises:
+        ExportError: none works.
+    """
+    failures: list[Exception] = []
+    for way in (_by_export, _by_export_with_plain_attention, _by_tracing):
+        try:
+            with quiet_exporter():
+                graph = way(network, example, output)
+            if failures:
+                _prove(graph, network, example)
+            return graph
+        except Exception as error:  # the exporters raise many kinds, all meaning the same to the user
+            failures.append(error)
+    reason = _ANSI.sub("", str(failures[0])).strip().partition("\n")[0][:_LONGEST_REASON]
+    raise ExportError(
+        f"{model}: PyTorch cannot export this network to ONNX in any of {len(failures)} ways ({reason}); train another "
+        "one with --model, and report this"
+    ) from failures[0]
+
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST_REASON: Final = 200  # characters; the exporters go on for 40 lines
+
+
+_FUSED: Final = "fused_attn"  # as timm's modules call it
+
+
+def _by_export(network: _Deployed, example: Tensor, output: str) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[output],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _by_export_with_plain_attention(network: _Deployed, example: Tensor, output: str) -> onnx.ModelProto:
+    """timm's fused attention with a learnt bias (relative positions) cannot be taken apart; its plain one needs not."""
+    fused = [module for module in network.modules() if getattr(module, _FUSED, False)]
+    if not fused:
+        raise ExportError("it has no fused attention")
+    try:
+        for module in fused:
+            setattr(module, _FUSED, False)
+        return _by_export(network, example, output)
+    finally:
+        for module in fused:
+            setattr(module, _FUSED, True)
+
+
+def _by_tracing(network: _Deployed, example: Tensor, output: str) -> onnx.ModelProto:
+    """By the older exporter, which writes down what happens; ONNX Runtime folds the constants that it leaves."""
+    traced = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (example,),
+        cast(Any, traced),  # declared for the newer exporter only, which takes no stream
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[output],
+        dynamic_axes={INPUT: {0: "n"}, output: {0: "n"}},
+    )
+    with tempfile.TemporaryDirectory(prefix="edgecls-") as folder:
+        file = Path(folder) / "folded.onnx"
+        session_of(onnx.load_from_string(traced.getvalue()), file, optimized=file)
+        graph = onnx.load(file)
+    drop_unused_domains(graph)
+    for index, node in enumerate(graph.graph.node):
+        node.name = f"{node.op_type}_{index}"  # the quantiser tells nodes by name
+    return onnx.shape_inference.infer_shapes(graph)
+
+
+def _prove(graph: onnx.ModelProto, network: _Deployed, example: Tensor) -> None:
+    """Raises:
+    ParityError: it answers otherwise than the network: the trace holds for the example alone, or for its batch.
+    """
+    session = session_of(graph, Path(INPUT))
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, len(example) + 1):
+        pixels = torch.randint(0, 256, (n, *example.shape[1:]), dtype=torch.uint8, generator=generator)
+        with torch.inference_mode():
+            expected = network(pixels).numpy()
+        (got,) = session.run(None, {INPUT: pixels.numpy()})
+        if got.shape != expected.shape or not relative_difference(got, expected) <= TOLERANCE:
+            raise ParityError(f"for {n} images it answers otherwise than the network")
+
+
+# --- The file --------------------------------------------------------------------------------------------------
 
 
 def _with_head(features: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
