@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from edgecls.export.session import Floats
 from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Interpolation, Manifest, Preprocessing, Resize
-from edgecls.runs import MODEL_FILES, Run, create_run_folder, point_latest_at, sha256_of
+from edgecls.runs import MANIFEST, MODEL_FILES, Run, hashes_of, point_latest_at, sha256_of, whole_run
 from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
 
@@ -147,7 +147,7 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         run = _write_run(candidate, manifest, Golden(photos, answer.logits, np.empty(0, np.int64)), options.out)
     changes = _changes(network, answer, merged, labels, bool(told))
     seconds = time.perf_counter() - started
-    return AdoptResult(run.folder, options.file, len(labels.names), preprocessing, changes, difference, seconds)
+    return AdoptResult(run, options.file, len(labels.names), preprocessing, changes, difference, seconds)
 
 
 def _n_parameters(model: onnx.ModelProto) -> int:
@@ -155,17 +155,25 @@ def _n_parameters(model: onnx.ModelProto) -> int:
     return sum(math.prod(each.dims) for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT)
 
 
-def _write_run(candidate: Path, manifest: Manifest, golden: Golden, out: Path | None) -> Run:
-    run = Run(create_run_folder(manifest.model, out))
-    try:
-        shutil.copyfile(candidate, run.path(candidate.name))
-        golden.write(run, manifest)
-        run.record(manifest)
-    except BaseException:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        raise
-    point_latest_at(run.folder)
-    return run
+def _write_run(candidate: Path, manifest: Manifest, golden: Golden, out: Path | None) -> Path:
+    if out and _is_made(out, manifest):
+        folder = out
+    else:
+        with whole_run(manifest.model, out) as (run, folder):
+            shutil.copyfile(candidate, run.path(candidate.name))
+            golden.write(run, manifest)
+            run.record(manifest)
+    point_latest_at(folder)
+    return folder
+
+
+def _is_made(out: Path, manifest: Manifest) -> bool:
+    """Whether this very run is there, of a process that was killed before `runs/latest` named it."""
+    if not (out / MANIFEST).is_file():
+        return False
+    there = Run(out).manifest
+    same = replace(there, files=manifest.files, created=manifest.created) == manifest
+    return same and there.files == hashes_of(out)
 
 
 # --- What the user and the metadata say ------------------------------------------------------------------------
