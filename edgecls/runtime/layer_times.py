@@ -23,7 +23,7 @@ from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.cuda import open_cuda
 from edgecls.runtime.engine_file import EngineRecord, find_tensorrt, logger_of
 from edgecls.runtime.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.onnx_runtime import WRONG_PASSES, session_settings
+from edgecls.runtime.onnx_runtime import session_settings, wrong_passes
 
 _N_WARM: Final = 3  # calls that are left out: they allocate
 _N_CALLS: Final = (5, 100)  # least and most that are measured
@@ -112,14 +112,16 @@ def _onnxruntime(file: Path, options: BackendOptions, batch_size: int, seconds: 
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise MissingExtra("--layers", "cpu") from error
-    pixels = noise(batch_size, manifest_of_onnx(file.read_bytes(), str(file)).preprocessing.size_hw)
+    manifest = manifest_of_onnx(file.read_bytes(), str(file))
+    pixels = noise(batch_size, manifest.preprocessing.size_hw)
     settings = session_settings(onnxruntime, options.threads_per_lane)
     settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder, "profile"))
         session = onnxruntime.InferenceSession(
             # as in onnx_runtime.py, so that the graph is the one that is benchmarked
-            str(file), settings, providers=_PROVIDERS[options.device], disabled_optimizers=list(WRONG_PASSES)
+            str(file), settings, providers=_PROVIDERS[options.device],
+            disabled_optimizers=wrong_passes(manifest.precision),
         )  # fmt: skip
         times = _measure(lambda: session.run(None, {session.get_inputs()[0].name: pixels}), seconds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.images import Pixels
-from edgecls.manifest import METADATA_KEY, Manifest
+from edgecls.manifest import METADATA_KEY, Manifest, Precision
 from edgecls.runs import ENGINES
 from edgecls.runtime.backend import BackendOptions, Device, check_signature, closed
+from edgecls.runtime.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.stages import StageTimes
 
 Provided = Literal["cpu", "cuda", "tensorrt"]  # devices that ONNX Runtime can have a provider for
@@ -29,7 +30,11 @@ _ERRORS_ONLY: Final = 3  # ONNX Runtime's log severity
 
 # It makes the float16 biases of TensorRT's INT8 graph int32, by scales that it multiplies in float16: where the product
 # is below 6e-8 the bias is lost, and half of the answers with it (seen with 1.31). The CPU's graph has int32 biases.
-WRONG_PASSES: Final = ("WeightBiasQuantization",)
+_WRONG_PASSES: Final = ("WeightBiasQuantization",)
+# Where ONNX Runtime has float16 kernels, which is on 64-bit Arm, it joins DequantizeLinear, Add and QuantizeLinear of
+# float16 into a QLinearAdd, whose scales must be float32, and refuses the graph that it made (seen with 1.32). On x86
+# the answers are the same bits without. The CPU's graph has float32 scales, and owes its speed to this pass.
+_WRONG_PASSES_FOR_FLOAT16_SCALES: Final = ("QDQSelectorActionTransformer",)
 
 
 class OnnxRuntimeBackend:
@@ -52,7 +57,7 @@ class OnnxRuntimeBackend:
                 model if isinstance(model, bytes) else str(model),
                 settings,
                 providers=_providers(device, model),
-                disabled_optimizers=list(WRONG_PASSES),
+                disabled_optimizers=wrong_passes(_precision(model, source)),
             )
         except Exception as error:  # the binding raises a class of its own for each kind of damage
             reason = str(error).splitlines()[0]
@@ -114,6 +119,18 @@ def session_settings(onnxruntime: Any, n_threads: int) -> Any:
     # without a word. There ONNX Runtime then takes uint8 weights; elsewhere this changes nothing
     settings.add_session_config_entry("session.x64quantprecision", "1")
     return settings
+
+
+def wrong_passes(precision: Precision | None) -> list[str]:
+    """The optimiser passes of ONNX Runtime that break a file of this precision; None is one that nobody could read."""
+    return [*_WRONG_PASSES, *(_WRONG_PASSES_FOR_FLOAT16_SCALES if precision == "int8" else ())]
+
+
+def _precision(model: Path | bytes, source: str) -> Precision | None:
+    try:
+        return manifest_of_onnx(model if isinstance(model, bytes) else model.read_bytes(), source).precision
+    except (OSError, RunError):
+        return None  # opening it says what is wrong
 
 
 def onnxruntime_devices() -> list[Provided]:
