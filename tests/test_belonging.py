@@ -24,7 +24,7 @@ from edgecls.export.graph import embed_manifest
 from edgecls.export.run import ExportOptions, export
 from edgecls.golden import Golden
 from edgecls.manifest import Manifest
-from edgecls.runs import GOLDEN, MANIFEST, METRICS, MODEL_FILES, Run, write_text
+from edgecls.runs import CHECKPOINT, GOLDEN, MANIFEST, METRICS, MODEL_FILES, Run, write_text
 from edgecls.runtime import selection
 from edgecls.runtime.backend import Device
 from edgecls.runtime.belonging import check_belongs
@@ -33,7 +33,7 @@ from edgecls.runtime.ensemble import Ensemble
 from edgecls.runtime.open_vino import OpenVinoBackend, has_openvino
 from edgecls.train.checkpoint import load_proved_checkpoint
 
-from .conftest import draw, write_linear_model
+from .conftest import draw, write_image, write_linear_model
 
 DEVICES = ["cpu", "auto", *(["openvino"] if has_openvino() else [])]
 
@@ -166,6 +166,17 @@ def test_export_refuses_labels_that_were_reversed_by_hand(run: Run, missing: lis
     assert "its files contradict one another" in words
     assert "give a validation accuracy of" in words
     assert run.path(MANIFEST).read_bytes() == before
+
+
+def test_a_checkpoint_with_golden_answers_of_its_own_is_refused(run: Run) -> None:
+    state = torch.load(run.path("checkpoint.pt"), weights_only=True)
+    torch.save(
+        {**state, "head.weight": 2 * state["head.weight"], "head.bias": 2 * state["head.bias"]}, run.path(CHECKPOINT)
+    )
+    golden = Golden.of(run)
+    Golden(golden.images, 2 * golden.logits, golden.validation_answers).write(run)
+    with pytest.raises(RunError, match=r"checkpoint\.pt and golden\.npz are both not the ones that the manifest lists"):
+        export(ExportOptions(str(run.folder)))
 
 
 def test_golden_answers_know_their_run(run: Run) -> None:
@@ -310,3 +321,15 @@ def test_openvino_itself_refuses_weights_from_elsewhere(tmp_path: Path) -> None:
     model = with_external_weights(tmp_path / "model", str(tmp_path / "model" / "weights.bin"))
     with pytest.raises(RunError, match="expected the plain name of a file beside it"):
         OpenVinoBackend(model, selection.BackendOptions("openvino"))
+
+
+def test_an_answer_that_is_no_number_is_a_row_with_a_reason(tmp_path: Path) -> None:
+    model = write_linear_model(tmp_path / "model.onnx", scale=3e40)
+    photo = write_image(tmp_path / "a.png", np.full((8, 8, 3), 255, np.uint8))
+    with Classifier.open(model, device="cpu") as classifier:
+        (prediction,) = classifier.predict([photo])
+    with Ensemble.open([model, model], device="cpu") as ensemble:
+        (voted,) = ensemble.predict([photo])
+    for each in (prediction, voted):
+        assert (each.status, each.label) == ("error", "")
+        assert "not a finite number" in each.reason

@@ -1,4 +1,4 @@
-"""What float16 cannot hold, and answers that are no numbers: such a file misses the gate by name, the others are kept."""
+"""What float16 cannot hold, and answers that are no numbers: such a file misses the gate by name, others are kept."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def large_bias(run: Run, size: float) -> None:
     torch.save(state, path)
     golden = Golden.of(run)
     Golden(golden.images, golden.logits + np.float32(size), golden.validation_answers).write(run)
+    run.record()
 
 
 def exported(run: Run) -> ExportResult:

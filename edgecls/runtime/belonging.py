@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,8 +54,12 @@ def check_belongs(file: Path) -> Proof:
     check_external_data(data, file)
     if run is None:
         return "hash"  # a lone file speaks for itself
-    _check_agreement(file, manifest_of_onnx(data, str(file)), run)
-    return _check_hash(file, hashlib.sha256(data).hexdigest(), run)
+    inside, temperature = manifest_of_onnx(data, str(file)), run.manifest.temperature
+    _check_agreement(file, inside, run)
+    proof = _check_hash(file, hashlib.sha256(data).hexdigest(), run)
+    if proof != "another" and inside.precision == "fp32" and inside.temperature != temperature:
+        raise _foreign(file, [f"temperature {inside.temperature:g}, and the run {temperature:g}"], run)
+    return proof
 
 
 def another(file: Path) -> RunError:
@@ -125,10 +129,8 @@ def _check_agreement(file: Path, inside: Manifest, run: Run) -> None:
     differing = list(contradictions(inside, beside))
     if inside.precision != _PRECISION_OF[file.name]:
         differing.append(f"precision {inside.precision}, and its name {_PRECISION_OF[file.name]}")
-    if inside.precision == "fp32" and inside.temperature != beside.temperature:
-        differing.append(f"temperature {inside.temperature:g}, and the run {beside.temperature:g}")
     if differing:
-        raise RunError(f"{file} does not belong to {run.path(MANIFEST)}: it says {'; '.join(differing)}. {_cure(run)}")
+        raise _foreign(file, differing, run)
 
 
 def _check_hash(file: Path, digest: str, run: Run) -> Proof:
@@ -161,13 +163,17 @@ def _check_engine(file: Path, run: Run) -> None:
     differing = list(contradictions(record.manifest, beside))
     source = MODEL_FILES[record.precision]
     if differing:
-        raise RunError(f"{file} does not belong to {run.path(MANIFEST)}: it says {'; '.join(differing)}. {_cure(run)}")
+        raise _foreign(file, differing, run)
     listed = beside.files.get(source)
     if listed is not None and listed != record.onnx_sha256:
         raise RunError(
             f"{file} was built from another {source} than the one in {run.folder}; build it again with: edgecls engine "
             f"{run.folder}"
         )
+
+
+def _foreign(file: Path, differing: Sequence[str], run: Run) -> RunError:
+    return RunError(f"{file} does not belong to {run.path(MANIFEST)}: it says {'; '.join(differing)}. {_cure(run)}")
 
 
 def _cure(run: Run) -> str:

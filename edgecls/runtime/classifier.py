@@ -19,7 +19,7 @@ from edgecls.runs import LATEST, find_model
 from edgecls.runtime.backend import DEVICES, Backend, BackendOptions, Device
 from edgecls.runtime.belonging import check_answers
 from edgecls.runtime.pipeline import Answered, Member, Picture, answers
-from edgecls.runtime.prediction import Prediction, Predictor, one_a_picture, ranked, top_of
+from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
 from edgecls.runtime.selection import AskedPrecision, select
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import Combine, TtaOptions
@@ -172,6 +172,8 @@ class Classifier(Predictor):
         order = ranked(member.probabilities, top_k)
 
         def answer(row: int, name: str) -> Prediction:
+            if not np.isfinite(member.probabilities[row]).all():
+                return no_number(name)
             top = top_of(self._labels, order[row], member.probabilities[row])
             return Prediction(name, "ok", *top[0], top=top)
 

@@ -17,7 +17,7 @@ from edgecls.manifest import Manifest
 from edgecls.runtime.backend import Device
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.pipeline import Answered, Picture, answers
-from edgecls.runtime.prediction import Prediction, Predictor, one_a_picture, ranked, top_of
+from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
 from edgecls.runtime.selection import AskedPrecision
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import Combine, TtaOptions
@@ -189,6 +189,8 @@ class Ensemble(Predictor):
         own = each.argmax(axis=2)
 
         def answer(row: int, name: str) -> Prediction:
+            if not np.isfinite(mean[row]).all():
+                return no_number(name)
             top = top_of(self.labels, order[row], mean[row])
             return Prediction(
                 name,

@@ -66,6 +66,12 @@ def ranked(scores: Floats, k: int) -> NDArray[np.int64]:
     return order
 
 
+def no_number(name: str) -> Prediction:
+    """For a picture to which the network answers nan or infinity: whichever label came first would be a guess."""
+    reason = "the network's answer is not a finite number; edgecls verify tells whether the model file is right"
+    return Prediction(name, "error", reason=reason)
+
+
 def top_of(labels: Sequence[str], order: NDArray[np.int64], probabilities: Floats) -> tuple[tuple[str, float], ...]:
     """The (label, probability) of one image in the order of `order`."""
     return tuple((labels[index], float(probabilities[index])) for index in order)

@@ -17,7 +17,7 @@ from edgecls.errors import RunError, some
 from edgecls.golden import Golden
 from edgecls.manifest import Manifest
 from edgecls.names import one_form
-from edgecls.runs import GOLDEN, METRICS, SPLIT, Run, read_json
+from edgecls.runs import CHECKPOINT, GOLDEN, METRICS, SPLIT, Run, read_json, sha256_of
 
 _ROUNDING: Final = 1e-6  # of an accuracy that was written down, and is computed again from the same answers
 
@@ -33,7 +33,7 @@ def check_evidence(run: Run, validation: Sequence[LabelledImage], others: Iterab
         RunError: they contradict one another.
     """
     manifest = run.manifest
-    found = [*_of_metrics(run, manifest), *others, *_of_answers(run, manifest, validation)]
+    found = [*_of_metrics(run, manifest), *_of_weights(run, manifest), *others, *_of_answers(run, manifest, validation)]
     if found:
         raise RunError(
             f"{run.folder}: its files contradict one another: {'; '.join(found)}. One of them was changed, or copied "
@@ -47,6 +47,15 @@ def _of_metrics(run: Run, manifest: Manifest) -> Iterator[str]:
     labels = read_json(run.path(METRICS)).get("labels")
     if isinstance(labels, list) and [one_form(str(each)) for each in labels] != [*map(one_form, manifest.labels)]:
         yield f"{METRICS} has the labels {some([str(each) for each in labels])}, the manifest {some(manifest.labels)}"
+
+
+def _of_weights(run: Run, manifest: Manifest) -> Iterator[str]:
+    """A checkpoint is proved by the golden answers, unless they were exchanged together with it."""
+    names = (CHECKPOINT, GOLDEN)
+    if all(run.path(name).is_file() and manifest.files.get(name, "") for name in names) and not any(
+        sha256_of(run.path(name)) == manifest.files[name] for name in names
+    ):
+        yield f"{CHECKPOINT} and {GOLDEN} are both not the ones that the manifest lists (another sha256)"
 
 
 def _of_answers(run: Run, manifest: Manifest, validation: Sequence[LabelledImage]) -> Iterator[str]:
