@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.flags import flags
 from edgecls.options import flag_name
+from edgecls.streams import expect_open, expect_working_folder, make_fit
 from edgecls.train.options import TrainOptions
 from edgecls.version import __version__
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgecls.runs import Run
 
 _STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a process that SIGINT and SIGPIPE end
 
@@ -37,8 +39,13 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a proc
 class _Group(TyperGroup):
     """Turns the errors that are written for users into one message and an exit code; all else is a bug."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        make_fit()
+        return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         try:
+            expect_working_folder()
             return super().invoke(ctx)
         except Interrupted as stop:
             typer.echo(str(stop), err=True)
@@ -53,10 +60,11 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in _UNWRITABLE:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            typer.echo("error: cannot write standard output: no space left", err=True)
+            what = error.filename or "standard output"
+            typer.echo(f"error: cannot write {what}: {error.strerror}; make room, or name another place", err=True)
             raise typer.Exit(EXIT_ERROR) from error
 
 
@@ -140,7 +148,16 @@ MaybeInt = Optional[int]
 def _console(*, data_on_stdout: bool) -> Console:
     from rich.console import Console
 
+    if data_on_stdout:
+        expect_open(sys.stdout, "standard output", "--json and --out - print data on it")
     return Console(stderr=data_on_stdout, highlight=False, soft_wrap=False)
+
+
+def _progress_console() -> Console:
+    """Standard error, whatever goes to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=False)
 
 
 def _print_json(values: dict[str, Any]) -> None:
@@ -350,6 +367,8 @@ def predict(
         raise OptionError("--report - : the report goes to a file; --json prints it")
     if to_stdout and as_json:
         raise OptionError("--json and --out - both want standard output; write the rows to a file")
+    if "-" in sources:
+        expect_open(sys.stdin, "standard input", "- reads a list of images from it")
     console = _console(data_on_stdout=as_json or to_stdout)
     from edgecls import tables
     from edgecls.runtime import predict as library
@@ -376,7 +395,7 @@ def predict(
         strict,
     )
     try:
-        with tables.progress_bar(_console(data_on_stdout=True), "images") as bar:
+        with tables.progress_bar(_progress_console(), "images") as bar:
             result = library.predict(
                 options,
                 on_start=lambda n: bar.update(bar.task_ids[0], total=n),

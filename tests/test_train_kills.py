@@ -66,7 +66,7 @@ def forked(work, fatal=0):
             def call(*arguments, **options):
                 nonlocal seen
                 seen += not does_nothing(*arguments)
-                if seen == fatal:
+                if fatal and seen == fatal:
                     os._exit(99)
                 return real(*arguments, **options)
             return call
@@ -166,4 +166,4 @@ def test_a_training_killed_at_any_moment_is_whole_after_resume(
 def test_published_weights_killed_at_any_moment_are_a_run_after_the_same_command(
     in_empty_folder: Path, out: str
 ) -> None:
-    assert killed_everywhere({"pretrained": "efficientnet_lite0", "out": out}) >= 5
+    assert killed_everywhere({"pretrained": "efficientnet_lite0", "out": out}, 2) >= 3

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edgecls.errors import Collapsed, RunError
+from edgecls.errors import Collapsed, OptionError, RunError
 from edgecls.runs import RESUME
 from edgecls.train.batches import Batch, Batches, generator_of
 from edgecls.train.checkpoint import write_tensors
@@ -335,6 +335,30 @@ def fit(
         except SystemExit as end:  # what Lightning makes of Ctrl-C, after it has set the signal to be ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from end
+
+
+def check_strategy(machine: MachineOptions) -> None:
+    """Refuse, before anything is read, a strategy that Lightning does not know or cannot use here.
+
+    Raises:
+        OptionError: with its reason.
+    """
+    if machine.strategy == "auto":
+        return
+    try:
+        with quiet():
+            L.Trainer(
+                accelerator=resolved_device(machine), devices=machine.devices, num_nodes=machine.nodes,
+                strategy=machine.strategy, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+            )  # fmt: skip
+    except OptionError:
+        raise
+    except Exception as error:  # Lightning raises what its packages do: of values, types, imports and its own
+        reason = " ".join(str(error).split())[:200]
+        raise OptionError(
+            f"--strategy {machine.strategy}: Lightning refuses it ({reason}); leave it out for one device, or use ddp "
+            "for several"
+        ) from error
 
 
 def make_trainer(

@@ -21,6 +21,7 @@ from edgecls.runs import (
 from edgecls.train.classical_run import classical_start, train_classical
 from edgecls.train.extend import train_extended
 from edgecls.train.folds import FoldsResult, train_folds
+from edgecls.train.loop import check_strategy
 from edgecls.train.machine import keep_freed_memory, rank
 from edgecls.train.options import TrainOptions
 from edgecls.train.preflight import open_for, options_of_run
@@ -48,6 +49,7 @@ def train(
         OptionError, DatasetError, TrainingError, MissingExtra, RunError: with what to do next.
     """
     started = time.perf_counter() if started is None else started
+    check_strategy(options.machine)
     keep_freed_memory()
     seed_all(options)
     dataset = dataset or open_for(options)
