@@ -38,12 +38,12 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The texts, bytes and messages in a protobuf message by field number; numbers in it are passed over."""
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         kind = tag & 7
         if kind == 0:
-            _, at = _varint(message, at)
+            _, at = varint(message, at)
         elif kind == 2:
-            size, at = _varint(message, at)
+            size, at = varint(message, at)
             yield tag >> 3, message[at : at + size]
             at += size
         elif kind in (1, 5):
@@ -54,7 +54,7 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         raise ValueError("the message ends early")
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def varint(message: memoryview, at: int) -> tuple[int, int]:
     """The number that starts at `at`, 7 bits a byte with the lowest first, and where the next thing starts."""
     value = shift = 0
     while True:
