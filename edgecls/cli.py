@@ -161,7 +161,12 @@ def _progress_console() -> Console:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # another code page, or file names that are not UTF-8
+        text = json.dumps(values, default=str)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -449,6 +449,19 @@ def write_split(dataset: Dataset, path: Path) -> None:
         writer.writerows([image.path, image.label, "", "error", why] for image, why in dataset.unreadable.items())
 
 
+def split_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows that `write_split` wrote, in which file names may hold any bytes.
+
+    Raises:
+        DatasetError: not such a file.
+    """
+    file = TextFile(path, DatasetError, "it was changed since edgecls train wrote it: train again")
+    for number, row in file.rows(_SPLIT_COLUMNS, file.raw_text()):
+        if row["status"] != "error" and row["split"] not in SPLITS:
+            raise DatasetError(f"{path}, line {number}: split {row['split']!r} is none of {some(SPLITS)}; {file.cure}")
+        yield row
+
+
 def read_split(path: Path, labels: Sequence[str]) -> Dataset:
     """Read what `write_split` wrote.
 
@@ -461,15 +474,10 @@ def read_split(path: Path, labels: Sequence[str]) -> Dataset:
     """
     splits: dict[Split, list[LabelledImage]] = {split: [] for split in SPLITS}
     unreadable, classes = {}, ClassNames(tuple(labels))
-    file = TextFile(path, DatasetError, "it was changed since edgecls train wrote it: train again")
-    for number, row in file.rows(_SPLIT_COLUMNS, file.raw_text()):
+    for row in split_rows(path):
         image = LabelledImage(Path(row["path"]), classes.named(row["label"]) or row["label"])
         if row["status"] == "error":
             unreadable[image] = row["reason"]
-        elif row["split"] in splits:
-            splits[row["split"]].append(image)
         else:
-            raise DatasetError(
-                f"{path}, line {number}: split {row['split']!r}; expected {', '.join(SPLITS)}; {file.cure}"
-            )
+            splits[cast(Split, row["split"])].append(image)
     return Dataset(tuple(labels), {split: tuple(images) for split, images in splits.items()}, unreadable)

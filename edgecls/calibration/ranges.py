@@ -20,6 +20,7 @@ from edgecls.errors import ExportError
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, n_cores, prefetch
+from edgecls.records import TextFile
 from edgecls.runs import write_json
 
 _BATCH: Final = 4  # images whose every tensor is in memory at once: about 27 MB each for EfficientNet-Lite0 at 224 px
@@ -82,7 +83,7 @@ class Calibration:
             ExportError: missing, damaged, or changed by hand.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = TextFile(path, ExportError, "expected a calibration of edgecls export").json_object()
             written = values.pop("key"), values.pop("sha256")
             del values["n_images"]
             values["ranges"] = {name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Final
 
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.manifest import Precision
+from edgecls.records import TextFile
 from edgecls.runs import EXPORT, MODEL_FILES
 from edgecls.runtime.backend import BackendOptions, Device
 from edgecls.runtime.engine_file import ENGINE_SUFFIX, EngineRecord
@@ -125,7 +125,7 @@ def accuracies_of(path: Path) -> dict[Precision, Accuracy]:
     if file is None:
         return {}
     try:
-        precisions = json.loads(file.read_text(encoding="utf-8"))["precisions"]
+        precisions = TextFile(file, RunError, "run edgecls export again").json_object()["precisions"]
         return {
             precision: Accuracy(each["accuracy"], each["agreement"], each["n_images"])
             for precision, each in precisions.items()

@@ -22,6 +22,7 @@ from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.images import Pixels
 from edgecls.manifest import Precision
+from edgecls.records import TextFile
 from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
 from edgecls.runtime.backend import Backend, BackendOptions, Device
 from edgecls.runtime.belonging import another, answers_as, check_belongs
@@ -288,7 +289,7 @@ def _measured(run: Path) -> _Measured:
     if not path.exists():
         return _Measured()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = TextFile(path, RunError, "run edgecls export again, or name one: --precision fp32").json_object()
         allowed = values["gate"]["max_drop"] / 100 + 1e-9
         passed = tuple(
             precision

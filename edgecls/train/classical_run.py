@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecls import metrics
-from edgecls.datasets import Dataset, Split, read_label_rows, write_split
+from edgecls.datasets import Dataset, Split, split_rows, write_split
 from edgecls.errors import OptionError, RunError
 from edgecls.metrics import Indices
 from edgecls.runs import CHECKPOINT, SPLIT, Run, find_model
@@ -112,7 +112,7 @@ def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
     path = Run(find_model(start.run)).path(SPLIT) if start.run else None
     if path is None or not path.is_file():
         return
-    learnt = {Path(row["path"]).resolve() for _, row in read_label_rows(path) if row.get("split") == "train"}
+    learnt = {Path(row["path"]).resolve() for row in split_rows(path) if row["split"] == "train"}
     judging: tuple[Split, ...] = ("val", "test")
     for split in judging:
         judged = dataset.splits[split]
