@@ -22,7 +22,7 @@ from edgecls.export.verify import verify
 from edgecls.golden import Golden
 from edgecls.manifest import Precision
 from edgecls.runs import EXPORT, MODEL_FILES, Run
-from edgecls.runtime import float16_error
+from edgecls.runtime import float16_error, machine
 from edgecls.runtime.backend import BackendOptions
 from edgecls.runtime.float16_error import float16_tolerance
 from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend, session_settings, wrong_passes
@@ -161,3 +161,25 @@ def test_verify_allows_what_float16_arithmetic_may_do_and_no_more(
     moved.write(run)
     (check,) = [each for each in verify(str(run.folder)).checks if each.file == MODEL_FILES[precision]]
     assert check.passed == passes, check
+
+
+# what a processor says of itself
+
+_JETSON = """processor\t: 0
+model name\t: ARMv8 Processor rev 1 (v8l)
+BogoMIPS\t: 62.50
+Features\t: fp asimd aes fphp asimdhp cpuid asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd42
+
+"""
+
+
+def test_an_arm_core_is_named_by_its_numbers_and_its_sums_do_not_overflow(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(_JETSON)
+    about = machine.describe(tmp_path, path="")
+    assert about.cpu == "Cortex-A78AE"
+    assert about.cpu_features == ("asimd", "asimdhp", "asimddp")
+    assert not machine.int8_sums_overflow(tmp_path)

@@ -244,9 +244,6 @@ def _highest(values: Iterator[float | None]) -> float | None:
 
 
 def _cpu(cpuinfo: str) -> str:
-    named = re.search(r"^(?:model name|Model Name)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    if named:
-        return named[1].strip()
     numbers = zip(
         re.findall(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
         re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
@@ -255,7 +252,9 @@ def _cpu(cpuinfo: str) -> str:
     kinds = dict.fromkeys(
         _ARM_CORES.get((int(maker, 16), int(part, 16)), f"ARM part {maker}:{part}") for maker, part in numbers
     )
-    return " + ".join(kinds) or platform.processor() or platform.machine()
+    # the numbers first: a Jetson's kernel writes a name too, which is that of none: ARMv8 Processor rev 1 (v8l)
+    named = re.search(r"^(?:model name|Model Name)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return " + ".join(kinds) or (named[1].strip() if named else platform.processor() or platform.machine())
 
 
 def _cpu_features(cpuinfo: str) -> tuple[str, ...]:
