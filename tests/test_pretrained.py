@@ -16,7 +16,7 @@ from torch import nn
 
 from edgecls.errors import OptionError, RunError, TrainingError
 from edgecls.golden import N_GOLDEN, Golden, photo_crops, relative_difference
-from edgecls.manifest import Preprocessing
+from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import LATEST, RUNS, Run
 from edgecls.train import models
 from edgecls.train.checkpoint import load_checkpoint, logits_of
@@ -196,6 +196,7 @@ def test_golden_photos_are_real_different_and_the_same_each_time() -> None:
 
 def test_golden_answers_survive_the_disk(tmp_path: Path) -> None:
     golden = Golden(photo_crops(Preprocessing((8, 8)), 2), np.ones((2, 3), np.float32), np.array([1, 0, 2]))
+    Run(tmp_path).record(Manifest(("a", "b", "c"), Preprocessing((8, 8)), "cnn"))
     golden.write(Run(tmp_path))
     read = Golden.of(Run(tmp_path))
     for name in ("images", "logits", "validation_answers"):

@@ -137,9 +137,9 @@ QUICK = {"model": "linear", "image_size": 8, "epochs": 2, "batch_size": 8, "augm
 
 KINDS = [
     pytest.param({}, 1, 15, id="one model"),
-    pytest.param({"folds": 2}, 8, 4, id="folds"),
-    pytest.param({"extend": "base", "model": None, "image_size": None}, 7, 3, id="more classes"),
-    pytest.param({"features": "base", "classifier": "logistic"}, 4, 3, id="scikit-learn"),
+    pytest.param({"folds": 2}, 13, 3, id="folds"),
+    pytest.param({"extend": "base", "model": None, "image_size": None}, 9, 2, id="more classes"),
+    pytest.param({"features": "base", "classifier": "logistic"}, 5, 2, id="scikit-learn"),
 ]
 
 
@@ -166,4 +166,4 @@ def test_a_training_killed_at_any_moment_is_whole_after_resume(
 def test_published_weights_killed_at_any_moment_are_a_run_after_the_same_command(
     in_empty_folder: Path, out: str
 ) -> None:
-    assert killed_everywhere({"pretrained": "efficientnet_lite0", "out": out}, 2) >= 3
+    assert killed_everywhere({"pretrained": "efficientnet_lite0", "out": out}, 3) >= 2

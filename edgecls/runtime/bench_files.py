@@ -125,7 +125,7 @@ def accuracies_of(path: Path) -> dict[Precision, Accuracy]:
     if file is None:
         return {}
     try:
-        precisions = TextFile(file, RunError, "run edgecls export again").json_object()["precisions"]
+        precisions = TextFile(file, RunError, "it is damaged: run edgecls export again").json_object()["precisions"]
         return {
             precision: Accuracy(each["accuracy"], each["agreement"], each["n_images"])
             for precision, each in precisions.items()

@@ -289,7 +289,8 @@ def _measured(run: Path) -> _Measured:
     if not path.exists():
         return _Measured()
     try:
-        values = TextFile(path, RunError, "run edgecls export again, or name one: --precision fp32").json_object()
+        cure = "it is damaged: run edgecls export again, or name a precision: --precision fp32"
+        values = TextFile(path, RunError, cure).json_object()
         allowed = values["gate"]["max_drop"] / 100 + 1e-9
         passed = tuple(
             precision
