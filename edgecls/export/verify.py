@@ -25,7 +25,9 @@ from edgecls.runtime.selection import Candidate, can_run
 # were made: float16 keeps three digits; EfficientNet-Lite0's INT8 was off by 4 %.
 _ALLOWED: Final[dict[Precision, float]] = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.25, "int8-cpu": 0.25}
 _LEAST_AGREEMENT: Final = 0.5  # whatever the export found: below, it is another model
-_MORE_THAN_AT_EXPORT: Final = 1.5  # another engine's kernels round otherwise, and INT8 turns that into whole steps
+# Another engine's kernels round otherwise, and INT8 turns that into whole steps: noise of the same size, drawn anew.
+# The largest of 16 draws is more than 2.5 times the largest of 16 others in 3 of 1,000 cases (1.5 times: in 110).
+_MORE_THAN_AT_EXPORT: Final = 2.5
 _IN_FLOAT16: Final[tuple[Precision, ...]] = ("fp16", "int8")  # between INT8's steps, TensorRT's file is float16
 
 
@@ -103,7 +105,7 @@ def _checks(run: Run, precision: Precision, file: Path, golden: Golden) -> Itera
     largest = float(np.abs(golden.logits).max())
     allowed, agreed = _expected(run, precision, largest)
     if precision in _IN_FLOAT16:  # an export on x86 did not see it: ONNX Runtime computes in float32 there
-        allowed = max(allowed, largest * _float16_share(file))
+        allowed += largest * _float16_share(file)
     for candidate in can_run(file, precision):
         try:
             yield _check(run, candidate, golden, allowed, agreed)
