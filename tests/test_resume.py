@@ -143,6 +143,10 @@ PRETRAINED = {"model": "efficientnet_lite0", "width": None, "image_size": 32, "e
         pytest.param({**PRETRAINED, "freeze_epochs": 4}, id="the head alone"),
         pytest.param({**PRETRAINED, "unfreeze": "last:2"}, id="the last stages, on activations"),
         pytest.param({**PRETRAINED, "epochs": None, "freeze_epochs": None, "minutes": 0.35}, id="planned into a time"),
+        pytest.param(
+            {**PRETRAINED, "epochs": None, "freeze_epochs": None, "minutes": 0.02},
+            id="a time for no more than the head",
+        ),
     ],
 )
 def test_the_recipe_of_a_run_trains_the_same_weights_again(

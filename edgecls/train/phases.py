@@ -281,7 +281,8 @@ class Phases:
             less = self._stretch(which)
             return self._planned(replace(phase, logits=less.logits, title=less.title), less, has_head=True)
         self.say("--minutes: the time is too short for more than the head, which is trained already")
-        self.options = head_alone(self.options)
+        alone = head_alone(self.options)
+        self.options = replace(alone, recipe=replace(alone.recipe, patience=0))  # as it was trained
         self.record(self.options)
         return None
 
