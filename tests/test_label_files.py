@@ -156,9 +156,7 @@ def test_what_powershell_and_excel_write_is_read(encoding: str, tmp_path: Path) 
 
 REFUSED = [
     pytest.param("labels.txt", "0 cat\n1 dog\n3 bird\n", "numbered from 0 to 3, but 2 is missing", id="gap"),
-    pytest.param(
-        "labels.csv", "index,label\n0,cat\n2,dog\n", "indices are not 0 to 1: 1 is missing", id="table"
-    ),
+    pytest.param("labels.csv", "index,label\n0,cat\n2,dog\n", "indices are not 0 to 1: 1 is missing", id="table"),
     pytest.param("labels.csv", "index,label\n0,cat\nx,dog\n", "'x' in the column of the indices", id="no number"),
     pytest.param("labels.csv", "index,label\n0,cat, tabby\n1,dog\n", "row 1 below it has 3.*quotes", id="columns"),
     pytest.param("labels.csv", "cat,felis\ndog,canis\n", "make its first row index,label", id="no header"),

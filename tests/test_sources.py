@@ -62,7 +62,9 @@ def test_a_csv_may_know_the_labels(here: Path) -> None:
     with pytest.raises(DatasetError, match=r"other\.csv, line 2: the model does not know the label 'zebra'"):
         names("other.csv")
     (here / "wrong.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DatasetError, match="no column path: the first line is .a,b.; expected a CSV in UTF-8 with a column `path`"):
+    with pytest.raises(
+        DatasetError, match=r"no column path: the first line is .a,b.; expected a CSV in UTF-8 with a column `path`"
+    ):
         names("wrong.csv")
 
 

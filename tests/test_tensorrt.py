@@ -37,14 +37,11 @@ FAMILIES = [
     "resnet9",
     "airbench",
     "efficientnet_lite0",
-    "mobilenet_v2",
     "mobilenet_v3_large",
     "efficientnet_b0",
     "resnet18",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "regnet_y_400mf",
-    "googlenet",
     "timm/mobilenetv4_conv_small",
 ]
 
