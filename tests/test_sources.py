@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -162,6 +163,31 @@ def test_a_video_that_is_cut_off_says_so_after_its_last_frame(tmp_path: Path, su
         assert all(isinstance(source.picture, Frame) for source in frames)
     limited = list(find_sources([cut], CLASSES, SourceOptions(max_frames=2)))
     assert [source.name for source in limited] == [f"{cut}#0", f"{cut}#1"]
+
+
+class EmptyFrames:
+    """A capture that grabs frames and then hands out nothing, as OpenCV does of some damaged files."""
+
+    def isOpened(self) -> bool:
+        return True
+
+    def grab(self) -> bool:
+        return True
+
+    def retrieve(self) -> tuple[bool, np.ndarray[Any, Any]]:
+        return True, np.empty((0, 0, 3), np.uint8)
+
+    def get(self, _property: int) -> float:
+        return 30.0
+
+    def release(self) -> None: ...
+
+
+def test_a_frame_without_pixels_is_the_end_of_a_damaged_video(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: EmptyFrames())
+    (source,) = find_sources([clip], CLASSES)
+    assert isinstance(source.picture, Unreadable)
+    assert "no frame of it can be read" in source.picture.reason
 
 
 def test_a_place_that_cannot_be_walked_is_a_row_with_its_reason(here: Path) -> None:

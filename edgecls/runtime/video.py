@@ -7,12 +7,12 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import cv2
 
 from edgecls.errors import DatasetError
-from edgecls.images import has_image_suffix
+from edgecls.images import Pixels, has_image_suffix
 from edgecls.runtime.pipeline import Frame, Unreadable
 
 VIDEO_SUFFIXES: Final = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"})
@@ -60,10 +60,10 @@ def frames(given: str, *, step: int = 1, most: int | None = None) -> Iterator[Fr
             if not capture.grab():  # the end, or damage: OpenCV does not tell which
                 break
             if number % step == 0:
-                ok, image = capture.retrieve()
-                if not ok:
+                pixels = _retrieved(capture)
+                if pixels is None:
                     break
-                yield Frame(f"{given}#{number}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+                yield Frame(f"{given}#{number}", pixels)
                 yielded += 1
             number += 1
         else:
@@ -74,6 +74,15 @@ def frames(given: str, *, step: int = 1, most: int | None = None) -> Iterator[Fr
         yield _failed(given, "opened, but no frame of it can be read; is it a video, and its codec known?", live)
     elif number < expected:
         yield Unreadable(given, f"cut off or damaged: {number:,} of {announced:,} frames can be read")
+
+
+def _retrieved(capture: Any) -> Pixels | None:
+    """The frame that was grabbed; None where its data are damaged, of which OpenCV may also hand out nothing."""
+    try:
+        ok, image = capture.retrieve()
+        return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) if ok and image is not None and image.size else None
+    except cv2.error:
+        return None
 
 
 def _opened(given: str) -> Any:
