@@ -23,12 +23,12 @@ from edgecls.calibration.collectors import METHODS
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import SampleOptions, choose_calibration_set
 from edgecls.datasets import ClassNames, read_labelled, read_split, targets_of
-from edgecls.export.fp16 import half
-from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, quantized
+from edgecls.export.graphs.fp16 import half
+from edgecls.export.graphs.int8 import FLAVOURS, QUANTIZED_OPS, quantized
 from edgecls.images import Pixels
 from edgecls.runs import SPLIT, find_run
-from edgecls.runtime.backend import BackendOptions
-from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
+from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from edgecls.runtime.backends.protocol import BackendOptions
 
 
 def logits_of(graph: onnx.ModelProto, pixels: Pixels) -> NDArray[np.float32]:

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare GPU ma
 from edgecls.errors import EdgeclsError
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest
-from edgecls.runtime.backend import Backend, BackendOptions
-from edgecls.runtime.cuda import Cuda, find_gpu, open_cuda
+from edgecls.runtime.backends.cuda import Cuda, find_gpu, open_cuda
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
 
 COLUMNS = ("group", "what", "median", "range", "note")
 COPY_BYTES = 64 << 20
@@ -126,7 +126,7 @@ def _short(value: float) -> str:
 def training_steps(table: Table) -> None:
     import torch
 
-    from edgecls.train.models import build
+    from edgecls.train.networks.models import build
     from edgecls.train.options import NetworkOptions
 
     for model, size, batch in TRAINED:
@@ -168,7 +168,7 @@ def write_models(folder: Path, table: Table) -> tuple[Any, dict[str, Path]]:
     import torch
 
     from edgecls.export.onnx import onnx_from_checkpoint
-    from edgecls.train.models import build
+    from edgecls.train.networks.models import build
     from edgecls.train.options import NetworkOptions
 
     model, size = INFERRED
@@ -180,7 +180,7 @@ def write_models(folder: Path, table: Table) -> tuple[Any, dict[str, Path]]:
     files = {"fp32": folder / "model.onnx"}
     onnx_from_checkpoint(classifier, manifest, files["fp32"])
     with table.attempt("write model", "fp16"):
-        from edgecls.export.fp16 import fp16_from_onnx
+        from edgecls.export.graphs.fp16 import fp16_from_onnx
 
         fp16_from_onnx(files["fp32"], replace(manifest, precision="fp16"), folder / "model.fp16.onnx")
         files["fp16"] = folder / "model.fp16.onnx"
@@ -207,7 +207,7 @@ def write_int8_models(fp32: Path, manifest: Manifest, folder: Path) -> dict[str,
 
     from edgecls.calibration.ranges import calibrate
     from edgecls.calibration.sample import CalibrationImage, CalibrationSet
-    from edgecls.export.int8 import QUANTIZED_OPS, write_int8
+    from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
 
     images = []
     for index, picture in enumerate(pictures(8, manifest.preprocessing.size_hw[0])):
@@ -229,7 +229,7 @@ def pictures(n: int, size: int, seed: int = 0) -> Pixels:
 
 def open_backends(files: dict[str, Path], table: Table, settings: Settings, stack: ExitStack) -> list[tuple[str, Any]]:
     """What can run the files here: (name, backend); what cannot becomes rows."""
-    from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
+    from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
     wanted = [("cpu", "fp32"), ("cpu", "int8-cpu"), ("cuda", "fp32"), ("cuda", "fp16")]
     opened: list[tuple[str, Any]] = []
@@ -251,8 +251,8 @@ def build_and_open(
 ) -> tuple[str, Backend]:
     from edgecls.errors import MissingExtra
     from edgecls.export.engine import EngineOptions, build_engine
-    from edgecls.runtime.engine_file import BatchProfile, find_tensorrt
-    from edgecls.runtime.tensor_rt import TensorRtBackend
+    from edgecls.runtime.backends.engine_file import BatchProfile, find_tensorrt
+    from edgecls.runtime.backends.tensor_rt import TensorRtBackend
 
     try:
         tensorrt = find_tensorrt()

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from edgecls.calibration.sample import SampleOptions
-from edgecls.export.measure import Measurement
+from edgecls.export.judge.measure import Measurement
 from edgecls.export.run import ExportOptions, ExportResult, Progress, export
 from edgecls.runs import find_run
 

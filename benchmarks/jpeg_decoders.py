@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from networks import arguments_of, in_rounds, medians, photos, speed_line
 
-from edgecls.image_header import read_header
+from edgecls.decoding.header import read_header
 from edgecls.images import Pixels
 
 Decode = Callable[[bytes], Pixels]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from networks import CACHE, EDGECLS, arguments_of, link, mobilenet_run, photos
 
-from edgecls.runtime.backend import DEVICES
+from edgecls.runtime.backends.protocol import DEVICES
 
 STALLED = 600  # seconds after which a life that should have ended counts as hung
 

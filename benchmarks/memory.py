@@ -22,10 +22,10 @@ from networks import CACHE, EDGECLS, arguments_of, data_folder, link, mobilenet_
 
 from edgecls import images
 from edgecls.images import find_images
-from edgecls.runtime.backend import DEVICES
+from edgecls.runtime.backends.protocol import DEVICES
 from edgecls.runtime.classifier import ClassifierOptions
+from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, predict
-from edgecls.runtime.rows import RowsOptions
 
 
 def small_jpegs(temporary: Path) -> list[Path]:

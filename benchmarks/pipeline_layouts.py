@@ -31,9 +31,9 @@ from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runs import MODEL_FILES
-from edgecls.runtime.backend import Backend, BackendOptions
-from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
-from edgecls.runtime.open_vino import OpenVinoBackend, has_openvino
+from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.pipeline import Member, answers
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import TtaOptions

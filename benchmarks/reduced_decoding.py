@@ -24,7 +24,7 @@ from rich.table import Table
 from edgecls import images
 from edgecls.manifest import Preprocessing
 from edgecls.metrics import wilson_interval
-from edgecls.train.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
+from edgecls.train.networks.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
 
 LITE0 = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 N_LARGE = 100  # enlarged photos: 12 megapixels each take a while

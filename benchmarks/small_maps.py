@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecls.train import small_maps
+from edgecls.train.fit.optimizers import OptimizerOptions, make_optimizer
 from edgecls.train.machine import keep_freed_memory
-from edgecls.train.models import PixelClassifier, build
-from edgecls.train.optimizers import OptimizerOptions, make_optimizer
+from edgecls.train.networks import small_maps
+from edgecls.train.networks.models import PixelClassifier, build
 from edgecls.train.options import NetworkOptions
 
 N_CLASSES, SIDE, STEPS = 10, 32, 4

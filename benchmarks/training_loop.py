@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from edgecls.train.augment import augmentation
-from edgecls.train.batches import Batches, Drawing
-from edgecls.train.loop import LoopOptions, Phase, fit
-from edgecls.train.losses import Loss
+from edgecls.train.data.augment import augmentation
+from edgecls.train.data.batches import Batches, Drawing
+from edgecls.train.fit.loop import LoopOptions, Phase, fit
+from edgecls.train.fit.losses import Loss
+from edgecls.train.fit.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.fit.pace import Pace
+from edgecls.train.fit.recorder import Recorder
 from edgecls.train.machine import keep_freed_memory, lightning_precision, resolved_device
-from edgecls.train.models import PixelClassifier, build
-from edgecls.train.optimizers import OptimizerOptions, make_optimizer, make_schedulers
+from edgecls.train.networks.models import PixelClassifier, build
 from edgecls.train.options import MachineOptions, NetworkOptions
-from edgecls.train.pace import Pace
-from edgecls.train.recorder import Recorder
 
 N_CLASSES = 10
 OPTIMIZER = OptimizerOptions("sgd", 0.05, 5e-4)

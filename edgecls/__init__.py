@@ -10,14 +10,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from edgecls.version import __version__
-
 if TYPE_CHECKING:
     from edgecls.manifest import Manifest, Preprocessing
     from edgecls.runtime.classifier import Classifier
     from edgecls.runtime.ensemble import Ensemble
     from edgecls.runtime.prediction import Prediction
 
+__version__ = "0.1.0"
 __all__ = ["Classifier", "Ensemble", "Manifest", "Prediction", "Preprocessing", "__version__"]
 
 _HOMES = {

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from edgecls import __version__
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.flags import flags
 from edgecls.options import flag_name
-from edgecls.streams import expect_open, expect_working_folder, make_fit
+from edgecls.tables.streams import expect_open, expect_working_folder, make_fit
 from edgecls.train.options import TrainOptions
-from edgecls.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -219,15 +219,15 @@ def train(
         from edgecls.train.preflight import options_of_run
 
         options_of_run(resume)
-    from edgecls.live import live_line
+    from edgecls.tables.live import live_line
 
     with live_line(console) as live, _needs_extra("edgecls train", "train"):
         live.loading("loading PyTorch")
-        from edgecls import tables
         from edgecls.evaluate.figures import draw_training
+        from edgecls.tables.train import epoch_line, folds, training
+        from edgecls.train.kinds.result import TrainResult
         from edgecls.train.machine import rank
         from edgecls.train.progress import Listener
-        from edgecls.train.result import TrainResult
         from edgecls.train.run import resume as resume_run
         from edgecls.train.run import train as train_run
 
@@ -237,7 +237,7 @@ def train(
             live.loading("drawing the figures")
             draw_training(run)
 
-        listener = Listener(say, lambda epoch: say(tables.epoch_line(epoch)), live.show, draw)
+        listener = Listener(say, lambda epoch: say(epoch_line(epoch)), live.show, draw)
         if rank():
             listener = Listener()  # of processes that train together, one speaks
         result = (
@@ -250,7 +250,7 @@ def train(
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.training(result) if isinstance(result, TrainResult) else tables.folds(result))
+        console.print(training(result) if isinstance(result, TrainResult) else folds(result))
     if isinstance(result, TrainResult) and result.is_interrupted:  # Ctrl-C: complete as far as it went
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -277,21 +277,22 @@ def export(
     """Write a run's model files, compare them with the checkpoint and each other. Exit code 1: the gate is missed."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls export", "train"):
-        from edgecls import tables
         from edgecls.calibration.sample import SampleOptions
         from edgecls.export.engine import EngineOptions
-        from edgecls.export.gate import GateOptions
+        from edgecls.export.judge.gate import GateOptions
         from edgecls.export.run import ExportOptions, Progress
         from edgecls.export.run import export as export_run
         from edgecls.runs import members_of
-        from edgecls.runtime.engine_file import BatchProfile
+        from edgecls.runtime.backends.engine_file import BatchProfile
+        from edgecls.tables.export import exported, exported_members
+        from edgecls.tables.progress import progress_bar
     sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
     gate = GateOptions(max_drop, min_speedup, time_budget)
     engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
     options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
     results = []
     for member in members_of(run):
-        with tables.progress_bar(console, "export") as bar:
+        with progress_bar(console, "export") as bar:
             progress = Progress(
                 console.print,
                 lambda title, n, bar=bar: bar.reset(bar.task_ids[0], total=n, description=title),  # type: ignore[misc]
@@ -299,9 +300,9 @@ def export(
             )
             results.append(export_run(replace(options, run=str(member)), progress))
         if not as_json:
-            console.print(*tables.exported(results[-1]), sep="\n")
+            console.print(*exported(results[-1]), sep="\n")
     if len(results) > 1 and not as_json:
-        console.print(tables.exported_members(results))
+        console.print(exported_members(results))
     verdict = "missed" if any(result.verdict == "missed" for result in results) else results[0].verdict
     if as_json:
         members = [result.to_json() for result in results]
@@ -323,11 +324,11 @@ def engine(
 ) -> None:  # fmt: skip
     """Build a TensorRT engine on the device that will run it."""
     console = _console(data_on_stdout=as_json)
-    from edgecls import tables
     from edgecls.export.engine import EngineOptions, build_engine
     from edgecls.runs import ENGINES, find_model
-    from edgecls.runtime.engine_file import BatchProfile
-    from edgecls.runtime.selection import file_for_engine
+    from edgecls.runtime.backends.engine_file import BatchProfile
+    from edgecls.runtime.backends.selection import file_for_engine
+    from edgecls.tables.made import built
 
     file = file_for_engine(find_model(model), precision.value)
     options = EngineOptions(
@@ -337,7 +338,7 @@ def engine(
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.built(result))
+        console.print(built(result))
 
 
 @app.command()
@@ -375,14 +376,15 @@ def predict(
     if "-" in sources:
         expect_open(sys.stdin, "standard input", "- reads a list of images from it")
     console = _console(data_on_stdout=as_json or to_stdout)
-    from edgecls import tables
     from edgecls.runtime import predict as library
     from edgecls.runtime.classifier import ClassifierOptions
     from edgecls.runtime.ensemble import VoteOptions
-    from edgecls.runtime.outputs import OutputOptions
-    from edgecls.runtime.rows import RowsOptions
-    from edgecls.runtime.sources import SourceOptions
+    from edgecls.runtime.input.sources import SourceOptions
+    from edgecls.runtime.output.outputs import OutputOptions
+    from edgecls.runtime.output.rows import RowsOptions
     from edgecls.runtime.views import TtaOptions
+    from edgecls.tables.predict import predicted
+    from edgecls.tables.progress import progress_bar
 
     asked: Any = row_format.value if row_format else None
     rows = None if to_stdout else out or Path(f"predictions.{asked or 'csv'}")
@@ -400,7 +402,7 @@ def predict(
         strict,
     )
     try:
-        with tables.progress_bar(_progress_console(), "images") as bar:
+        with progress_bar(_progress_console(), "images") as bar:
             result = library.predict(
                 options,
                 on_start=lambda n: bar.update(bar.task_ids[0], total=n),
@@ -413,7 +415,7 @@ def predict(
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(*tables.predicted(result), sep="\n")
+        console.print(*predicted(result), sep="\n")
     if result.errors:
         raise typer.Exit(EXIT_ROW_ERRORS)
 
@@ -425,14 +427,14 @@ def verify(
 ) -> None:
     """Every model file of a run against its golden answers, on every backend here. Exit code 1: one differs."""
     console = _console(data_on_stdout=as_json)
-    from edgecls import tables
-    from edgecls.export.verify import verify as verify_run
+    from edgecls.export.judge.verify import verify as verify_run
+    from edgecls.tables.verify import verified
 
     result = verify_run(run)
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.verified(result))
+        console.print(verified(result))
     if result.verdict == "failed":
         raise typer.Exit(EXIT_ERROR)
 
@@ -452,8 +454,8 @@ def bench(
 ) -> None:  # fmt: skip
     """Speed, memory and start-up of a model on this machine, by precision, backend and batch. Exit code 1: one did not run."""
     console = _console(data_on_stdout=as_json)
-    from edgecls import tables
-    from edgecls.runtime import bench as library
+    from edgecls.bench import run as library
+    from edgecls.tables.bench import benched
 
     options = library.BenchOptions(
         model, library.BenchOptions.sizes(batch_sizes), tuple(each.value for each in precision),
@@ -461,12 +463,12 @@ def bench(
     )  # fmt: skip
     if plot:
         with _needs_extra("edgecls bench --plot", "train"):
-            from edgecls.evaluate.figures import draw_bench
+            from edgecls.bench.plot import draw_bench
     result = library.bench(options, on_step=lambda line: console.print(line, style="dim", markup=False))
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(*tables.benched(result), sep="\n")
+        console.print(*benched(result), sep="\n")
     if plot:
         draw_bench(result, plot)
     if result.failed:
@@ -483,14 +485,14 @@ def pretrained(
     """Make a run of published ImageNet weights with their own labels: nothing is trained."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls pretrained", "train"):
-        from edgecls import tables
-        from edgecls.train.pretrained import PretrainedOptions
-        from edgecls.train.pretrained import pretrained as make_run
+        from edgecls.tables.made import pretrained
+        from edgecls.train.networks.pretrained import PretrainedOptions
+        from edgecls.train.networks.pretrained import pretrained as make_run
     result = make_run(PretrainedOptions(model, image_size, out))
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.pretrained(result))
+        console.print(pretrained(result))
 
 
 @app.command()
@@ -511,9 +513,9 @@ def adopt(
     """Make a run of an ONNX classifier that edgecls did not train; its preprocessing goes into the graph."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls adopt", "train"):
-        from edgecls import tables
-        from edgecls.export.adopt import AdoptOptions
-        from edgecls.export.adopt import adopt as make_run
+        from edgecls.export.adopt.run import AdoptOptions
+        from edgecls.export.adopt.run import adopt as make_run
+        from edgecls.tables.made import adopted
     options = AdoptOptions(
         file, labels, image_size, mean, std, resize.value if resize else None, crop_fraction,
         interpolation.value if interpolation else None, out, layout.value if layout else None, output,
@@ -522,7 +524,7 @@ def adopt(
     if as_json:
         _print_json(result.to_json())
     else:
-        console.print(tables.adopted(result))
+        console.print(adopted(result))
 
 
 @app.command()

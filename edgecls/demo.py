@@ -12,16 +12,18 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from edgecls import tables
 from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
 from edgecls.export.run import ExportOptions, ExportResult, Progress, export
 from edgecls.runtime.classifier import ClassifierOptions
+from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
-from edgecls.runtime.rows import RowsOptions
+from edgecls.tables.export import exported as exported_table
+from edgecls.tables.predict import predicted as predicted_table
+from edgecls.tables.train import epoch_line, training
+from edgecls.train.kinds.result import TrainResult
 from edgecls.train.options import AugmentOptions, NetworkOptions, RecipeOptions, TrainOptions
 from edgecls.train.progress import Listener
-from edgecls.train.result import TrainResult
 from edgecls.train.run import train
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
@@ -63,13 +65,13 @@ def demo(folder: Path, console: Console) -> DemoResult:
             augmentation=AugmentOptions(augment=("shift",)),
             out=run,
         ),
-        Listener(console.print, lambda epoch: console.print(tables.epoch_line(epoch)), on_measured=draw_training),
+        Listener(console.print, lambda epoch: console.print(epoch_line(epoch)), on_measured=draw_training),
     )
     assert isinstance(trained, TrainResult)  # no folds were asked for
-    console.print(tables.training(trained))
+    console.print(training(trained))
     console.print(f"\n$ edgecls export {run} --int8")
     exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))
-    console.print(*tables.exported(exported), sep="\n")
+    console.print(*exported_table(exported), sep="\n")
     console.print(
         f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"
     )
@@ -81,7 +83,7 @@ def demo(folder: Path, console: Console) -> DemoResult:
             rows=RowsOptions(folder / "predictions.csv"),
         )
     )
-    console.print(*tables.predicted(predicted), sep="\n")
+    console.print(*predicted_table(predicted), sep="\n")
     return DemoResult(trained, exported, predicted)
 
 

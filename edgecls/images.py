@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecls.decoding.header import ImageHeader, read_header
+from edgecls.decoding.pillow import Opened
 from edgecls.errors import ImageError
-from edgecls.image_header import ImageHeader, read_header
 from edgecls.manifest import Preprocessing
-from edgecls.pillow_decoder import Opened
 
 Pixels = NDArray[np.uint8]
 

@@ -12,10 +12,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
+from edgecls import __version__
 from edgecls.errors import RunError
 from edgecls.names import is_text
 from edgecls.records import check_kinds, json_object, json_text, kind_of
-from edgecls.version import __version__
 
 SCHEMA: Final = 1
 METADATA_KEY: Final = "edgecls.manifest"

@@ -89,7 +89,7 @@ def write_linear_model(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from edgecls.export.graph import embed_manifest
+    from edgecls.export.graphs.graph import embed_manifest
     from edgecls.manifest import Manifest, Preprocessing
 
     # seeded by label, so that two models with their labels in another order have the same weights for each

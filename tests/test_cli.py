@@ -17,18 +17,18 @@ from typer.testing import CliRunner
 
 from edgecls import cli
 from edgecls.calibration.sample import SampleOptions
-from edgecls.export.adopt import AdoptOptions
+from edgecls.export.adopt.run import AdoptOptions
 from edgecls.export.engine import EngineOptions
-from edgecls.export.gate import GateOptions
+from edgecls.export.judge.gate import GateOptions
 from edgecls.export.run import ExportOptions
+from edgecls.runtime.backends.engine_file import BatchProfile
 from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.engine_file import BatchProfile
 from edgecls.runtime.ensemble import VoteOptions
-from edgecls.runtime.outputs import OutputOptions
+from edgecls.runtime.input.sources import SourceOptions
+from edgecls.runtime.output.outputs import OutputOptions
+from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions
-from edgecls.runtime.rows import RowsOptions
-from edgecls.runtime.sources import SourceOptions
-from edgecls.train.pretrained import PretrainedOptions
+from edgecls.train.networks.pretrained import PretrainedOptions
 
 runner = CliRunner()
 EDGECLS = [sys.executable, "-m", "edgecls.cli"]
@@ -178,7 +178,7 @@ def test_a_mistake_gets_a_message_and_no_traceback(
 
 
 def test_the_version_is_printed() -> None:
-    from edgecls.version import __version__
+    from edgecls import __version__
 
     assert invoke("--version").stdout == f"edgecls {__version__}\n"
 

@@ -196,7 +196,7 @@ def test_the_cuda_binding_of_the_image_has_every_call_that_the_runtime_makes(
     assert "cudaGetDeviceProperties" in calls
     code = f"""
 from cuda.bindings import runtime
-from edgecls.runtime.cuda import find_gpu
+from edgecls.runtime.backends.cuda import find_gpu
 print([name for name in {calls!r} if not hasattr(runtime, name)])
 find_gpu()  # which says None where there is no driver, and never raises
 """

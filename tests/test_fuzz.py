@@ -20,7 +20,7 @@ from PIL import Image
 
 from edgecls import images
 from edgecls.errors import ImageError
-from edgecls.runtime import video
+from edgecls.runtime.input import video
 from edgecls.runtime.pipeline import Frame
 from edgecls.runtime.stages import peak_memory_mb
 

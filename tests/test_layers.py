@@ -34,7 +34,7 @@ def modules() -> list[str]:
 def test_every_module_but_training_imports_with_torch_blocked() -> None:
     names = [name for name in modules() if not name.startswith(NEEDS_TORCH)]
     assert "edgecls.runtime.predict" in names
-    assert "edgecls.export.int8" in names
+    assert "edgecls.export.graphs.int8" in names
     result = python(BLOCK + "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert result.returncode == 0, result.stderr
 

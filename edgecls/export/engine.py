@@ -20,8 +20,8 @@ from typing import Any, Final
 from edgecls.errors import ExportError, OptionError, RunError
 from edgecls.manifest import Manifest, Precision
 from edgecls.runs import atomic_path, sha256_of, write_json
-from edgecls.runtime.cuda import Gpu, find_gpu
-from edgecls.runtime.engine_file import (
+from edgecls.runtime.backends.cuda import Gpu, find_gpu
+from edgecls.runtime.backends.engine_file import (
     BatchProfile,
     EngineRecord,
     TensorRT,
@@ -30,8 +30,8 @@ from edgecls.runtime.engine_file import (
     logger_of,
     sidecar,
 )
-from edgecls.runtime.external_data import check_external_data
-from edgecls.runtime.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.external_data import check_external_data
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 
 _AMPERE: Final = (8, 0)
 _MAX_OPTIMIZATION_LEVEL: Final = 5

@@ -16,15 +16,15 @@ from onnx import compose, helper
 from torch import Tensor, nn
 
 from edgecls.errors import ExportError, ParityError
-from edgecls.export.foreign import drop_unused_domains
-from edgecls.export.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
+from edgecls.export.adopt.foreign import drop_unused_domains
+from edgecls.export.graphs.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
 from edgecls.export.session import session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
-from edgecls.train.features import quiet_exporter
-from edgecls.train.models import PixelClassifier
-from edgecls.train.onnx_head import FEATURES, OnnxHead
+from edgecls.train.networks.features import quiet_exporter
+from edgecls.train.networks.models import PixelClassifier
+from edgecls.train.networks.onnx_head import FEATURES, OnnxHead
 
 
 class _Deployed(nn.Module):

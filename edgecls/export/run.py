@@ -26,16 +26,16 @@ from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_cal
 from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split, stratified_sample, targets_of
 from edgecls.errors import DatasetError, EdgeclsError, ExportError, OptionError, RunError
 from edgecls.export.engine import EngineOptions, EngineResult, build_engine, check_target
-from edgecls.export.float16 import Overflow, halves, overflows, ranges_of
-from edgecls.export.fp16 import fp16_from_onnx, half
-from edgecls.export.gate import GateOptions, Int8, meet_gate, noise
-from edgecls.export.graph import embed_manifest, needs_onnx_runtime
-from edgecls.export.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
-from edgecls.export.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, pixels_of, speeds
+from edgecls.export.graphs.fp16 import fp16_from_onnx, half
+from edgecls.export.graphs.graph import embed_manifest, needs_onnx_runtime
+from edgecls.export.graphs.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
+from edgecls.export.judge.float16 import Overflow, halves, overflows, ranges_of
+from edgecls.export.judge.gate import GateOptions, Int8, meet_gate, noise
+from edgecls.export.judge.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, pixels_of, speeds
+from edgecls.export.judge.parity import Parity, check_parity, compared
+from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.onnx import onnx_from_checkpoint
-from edgecls.export.parity import Parity, check_parity, compared
 from edgecls.export.staging import commit, commit_report, staging
-from edgecls.export.temperature import fit_temperature
 from edgecls.golden import Golden
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Precision
@@ -53,12 +53,12 @@ from edgecls.runs import (
     sha256_of,
     write_json,
 )
-from edgecls.runtime.backend import BackendOptions
-from edgecls.runtime.belonging import contradictions
-from edgecls.runtime.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.onnx_runtime import OnnxRuntimeBackend
-from edgecls.train.checkpoint import load_checkpoint
+from edgecls.runtime.backends.belonging import contradictions
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.evidence import check_evidence
+from edgecls.train.networks.checkpoint import load_checkpoint
 
 AUTO: Final = "auto"
 

@@ -16,11 +16,11 @@ from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model
-from edgecls.runtime.backend import DEVICES, Backend, BackendOptions, Device
-from edgecls.runtime.belonging import check_answers
+from edgecls.runtime.backends.belonging import check_answers
+from edgecls.runtime.backends.protocol import DEVICES, Backend, BackendOptions, Device
+from edgecls.runtime.backends.selection import AskedPrecision, select
 from edgecls.runtime.pipeline import Answered, Member, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
-from edgecls.runtime.selection import AskedPrecision, select
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import Combine, TtaOptions
 

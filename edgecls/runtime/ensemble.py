@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from edgecls.errors import OptionError, some
 from edgecls.manifest import Manifest
-from edgecls.runtime.backend import Device
+from edgecls.runtime.backends.protocol import Device
+from edgecls.runtime.backends.selection import AskedPrecision
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.pipeline import Answered, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
-from edgecls.runtime.selection import AskedPrecision
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import Combine, TtaOptions
 from edgecls.runtime.votes import Floats, Vote, agreement, entropy, majority, soft

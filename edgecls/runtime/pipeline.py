@@ -22,7 +22,7 @@ from edgecls.errors import ImageError
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, prefetch
-from edgecls.runtime.backend import Backend
+from edgecls.runtime.backends.protocol import Backend
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import TtaOptions, View, combined
 from edgecls.runtime.votes import Floats

@@ -20,11 +20,11 @@ from edgecls.manifest import Precision
 from edgecls.runs import LATEST, members_of, remove_leftovers, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.ensemble import Ensemble, VoteOptions
-from edgecls.runtime.outputs import OutputOptions, Outputs, open_outputs
+from edgecls.runtime.input.sources import Source, SourceOptions, Sources, find_sources
+from edgecls.runtime.output.outputs import OutputOptions, Outputs, open_outputs
+from edgecls.runtime.output.rows import RowsOptions, open_rows, partial_of
 from edgecls.runtime.pipeline import Answered, Picture
 from edgecls.runtime.prediction import Prediction
-from edgecls.runtime.rows import RowsOptions, open_rows, partial_of
-from edgecls.runtime.sources import Source, SourceOptions, Sources, find_sources
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 from edgecls.runtime.tally import EnsembleReport, EnsembleTally, MemberReport, TtaReport, ViewTally
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 from typing import Final, Literal
 
 import torch
 from torch import nn
 
 from edgecls.errors import OptionError
+from edgecls.processor import cpu_features
 from edgecls.train.options import MachineOptions, Precision
 
 _RANKS: Final = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # set by torchrun, by SLURM, and by Lightning for its children
@@ -52,14 +52,7 @@ def lightning_precision(network: nn.Module, device: Literal["cpu", "cuda"], want
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     is_grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     is_convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
-    return "bf16-mixed" if _has_amx() and is_convolutional and not is_grouped else "32-true"
-
-
-def _has_amx() -> bool:
-    try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:
-        return False
+    return "bf16-mixed" if "amx_bf16" in cpu_features() and is_convolutional and not is_grouped else "32-true"
 
 
 def keep_freed_memory() -> None:

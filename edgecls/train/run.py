@@ -18,18 +18,18 @@ from edgecls.runs import (
     remove_leftovers,
     write_text,
 )
-from edgecls.train.classical_run import classical_start, train_classical
-from edgecls.train.extend import train_extended
-from edgecls.train.folds import FoldsResult, train_folds
-from edgecls.train.loop import check_strategy
+from edgecls.train.fit.loop import check_strategy
+from edgecls.train.kinds.classical_run import classical_start, train_classical
+from edgecls.train.kinds.extend import train_extended
+from edgecls.train.kinds.folds import FoldsResult, train_folds
+from edgecls.train.kinds.record import repeatable, write_recipe
+from edgecls.train.kinds.result import TrainResult
+from edgecls.train.kinds.single import seed_all, train_single
+from edgecls.train.kinds.start import start_of
 from edgecls.train.machine import keep_freed_memory, rank
 from edgecls.train.options import TrainOptions
 from edgecls.train.preflight import open_for, options_of_run
 from edgecls.train.progress import Listener
-from edgecls.train.record import repeatable, write_recipe
-from edgecls.train.result import TrainResult
-from edgecls.train.single import seed_all, train_single
-from edgecls.train.start import start_of
 
 
 def train(

@@ -1,0 +1,169 @@
+"""The check that an export must pass, and what is done so that INT8 passes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgecls.calibration.ranges import Calibration
+from edgecls.errors import OptionError
+from edgecls.export.graphs.equalise import equalised
+from edgecls.export.graphs.int8 import FLAVOURS, Flavour, layers, quantized
+from edgecls.images import Pixels
+from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from edgecls.runtime.backends.protocol import BackendOptions
+
+# Equalisation is kept if it takes at least a tenth of the error: less is noise of a few dozen images.
+_WORTH_IT: Final = 0.9
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """Attributes:
+    max_drop: percentage points of top-1 that a file may lose to FP32 on the validation images.
+    min_speedup: img/s of the CPU's INT8 graph over FP32's, both on this machine, at the least.
+    time_budget: seconds for giving layers back to float where INT8 loses more than `max_drop`.
+    """
+
+    max_drop: float = 1.0
+    min_speedup: float = 1.0
+    time_budget: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise OptionError(f"--max-drop {self.max_drop}: expected 0 to 100 percentage points")
+        if not 0 <= self.min_speedup < 1000:
+            raise OptionError(f"--min-speedup {self.min_speedup}: expected 0 (any speed) or more, such as 1.2")
+        if not self.time_budget >= 0:
+            raise OptionError(f"--time-budget {self.time_budget}: expected 0 seconds or more")
+
+    def allows(self, drop: float) -> bool:
+        """Whether a drop (a fraction) is within the gate; a hair above is rounding, not accuracy."""
+        return 100 * drop <= self.max_drop + 1e-9
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """A layer, and the mean squared error of the logits with this layer alone in INT8."""
+
+    layer: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Int8:
+    """All that an INT8 graph is made of.
+
+    Attributes:
+        graph: the float32 network.
+        calibration: of that graph.
+        given_back: by flavour, the layers that stay float, the most sensitive first.
+        is_equalised: whether `graph` is the equalised form of the exported one.
+        notes: what was done to pass the gate, in words.
+    """
+
+    graph: onnx.ModelProto
+    calibration: Calibration
+    given_back: Mapping[Flavour, tuple[LayerError, ...]] = field(default_factory=lambda: dict.fromkeys(FLAVOURS, ()))
+    is_equalised: bool = False
+    notes: tuple[str, ...] = ()
+
+    def names_given_back(self, flavour: Flavour) -> tuple[str, ...]:
+        return tuple(each.layer for each in self.given_back[flavour])
+
+
+def noise(graph: onnx.ModelProto, calibration: Calibration, probe: Pixels) -> float:
+    """Mean squared error of the INT8 logits as a share of their variance: 0 is perfect, 1 is as good as chance."""
+    expected = _logits(graph, probe)
+    return _error(Int8(graph, calibration), expected, probe) / max(float(np.var(expected)), 1e-12)
+
+
+def meet_gate(
+    int8: Int8,
+    gate: GateOptions,
+    drop_of: Callable[[Int8, Flavour], float],
+    recalibrated: Callable[[onnx.ModelProto], Calibration],
+    probe: Pixels,
+    *,
+    flavours: Sequence[Flavour] = FLAVOURS,
+    on_step: Callable[[str], None] = lambda line: None,
+) -> Int8:
+    """Make INT8 lose no more than the gate allows: as it is, else equalised, else with layers given back to float.
+
+    Args:
+        drop_of: writes one graph and gives the share of top-1 that it loses on the validation images.
+        recalibrated: the calibration of another form of the graph, on the same images.
+        probe: (n, h, w, 3) uint8 calibration images by which layers are ranked. Not validation images: the
+            ranking must not learn from what it is judged on.
+        flavours: which graphs are asked for.
+        on_step: called with a line before what takes long.
+
+    Returns:
+        The INT8 that passes; the best that was found within the time budget where none does.
+    """
+    deadline = time.monotonic() + gate.time_budget
+    drops = {flavour: drop_of(int8, flavour) for flavour in flavours}
+    if all(map(gate.allows, drops.values())):
+        return int8
+    worst = f"{100 * max(drops.values()):.2f} points of top-1, {gate.max_drop:g} are allowed"
+    on_step(f"int8 loses {worst}: trying equalised channels")
+    equal = _equalised(int8, recalibrated, probe)
+    if equal:
+        int8, drops = equal, {flavour: drop_of(equal, flavour) for flavour in flavours}
+        on_step(int8.notes[-1])
+    if all(map(gate.allows, drops.values())):
+        return int8
+    on_step(f"ranking {len(layers(int8.graph))} layers by what each costs alone")
+    ranking = sorted(_layer_errors(int8, probe, deadline), key=lambda each: -each.error)
+    for flavour in flavours:
+        remaining = iter(ranking)
+        while not gate.allows(drops[flavour]):
+            layer = next(remaining, None)
+            if layer is None or time.monotonic() > deadline:
+                why = "every ranked layer is float" if layer is None else f"the {gate.time_budget:g} s are over"
+                return replace(int8, notes=(*int8.notes, f"{flavour}: gave up, {why}"))
+            given = {**int8.given_back, flavour: (*int8.given_back[flavour], layer)}
+            int8 = replace(int8, given_back=given)
+            drops[flavour] = drop_of(int8, flavour)
+            on_step(f"{flavour}: {layer.layer} back to float, drop now {100 * drops[flavour]:+.2f} points")
+    return int8
+
+
+def _equalised(int8: Int8, recalibrated: Callable[[onnx.ModelProto], Calibration], probe: Pixels) -> Int8 | None:
+    graph = equalised(int8.graph)
+    if graph is None:
+        return None
+    expected = _logits(int8.graph, probe)
+    candidate = replace(int8, graph=graph, calibration=recalibrated(graph), is_equalised=True)
+    before, after = (_error(each, expected, probe) for each in (int8, candidate))
+    if not after < _WORTH_IT * before:
+        return None
+    note = f"channels equalised: mean squared error of the logits {before:.3g} to {after:.3g}"
+    return replace(candidate, notes=(*int8.notes, note))
+
+
+def _layer_errors(int8: Int8, probe: Pixels, deadline: float) -> Iterator[LayerError]:
+    """One layer at a time in INT8, all others float. Layers that the time does not reach are not ranked."""
+    expected = _logits(int8.graph, probe)
+    names = layers(int8.graph)
+    for name in names:
+        if time.monotonic() > deadline:
+            return
+        yield LayerError(name, _error(int8, expected, probe, [other for other in names if other != name]))
+
+
+def _error(int8: Int8, expected: NDArray[np.float32], probe: Pixels, given_back: list[str] | None = None) -> float:
+    # TensorRT's form, whose activations are the coarser of the two; the rest in float32, which runs faster here
+    graph = quantized(int8.graph, int8.calibration, "int8", given_back or ())
+    return float(np.mean(np.square(_logits(graph, probe) - expected)))
+
+
+def _logits(graph: onnx.ModelProto, probe: Pixels) -> NDArray[np.float32]:
+    with OnnxRuntimeBackend(graph.SerializeToString(), BackendOptions("cpu")) as backend:
+        return np.concatenate([backend.infer(probe[start : start + 8]) for start in range(0, len(probe), 8)])

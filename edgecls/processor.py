@@ -1,0 +1,68 @@
+"""What the kernel says of this machine's CPU: its name and the instructions that decide how fast it computes."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path("/")
+
+# What decides how fast INT8 and FP16 are on a CPU, in the kernel's words; asimddp is ARM's int8 dot product
+_FEATURES: Final = (
+    "avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+# /proc/cpuinfo of an ARM core has numbers in place of a name (util-linux, sys-utils/lscpu-arm.c)
+_ARM_CORES: Final = {
+    (0x41, 0xD03): "Cortex-A53", (0x41, 0xD05): "Cortex-A55", (0x41, 0xD07): "Cortex-A57", (0x41, 0xD08): "Cortex-A72",
+    (0x41, 0xD0B): "Cortex-A76", (0x41, 0xD0C): "Neoverse-N1", (0x41, 0xD40): "Neoverse-V1",
+    (0x41, 0xD42): "Cortex-A78AE", (0x41, 0xD49): "Neoverse-N2", (0x41, 0xD4F): "Neoverse-V2",
+    (0x4E, 0x003): "NVIDIA Denver 2", (0x4E, 0x004): "NVIDIA Carmel",
+}  # fmt: skip
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The CPU's name, such as `Cortex-A78AE`; of cores of several kinds all names, joined by ` + `.
+
+    Args:
+        root: in place of `/`, so that a tree of files can stand for a machine that is not here.
+    """
+    cpuinfo = _cpuinfo(root)
+    numbers = zip(
+        re.findall(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
+        re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
+        strict=False,
+    )
+    kinds = dict.fromkeys(
+        _ARM_CORES.get((int(maker, 16), int(part, 16)), f"ARM part {maker}:{part}") for maker, part in numbers
+    )
+    # the numbers first: a Jetson's kernel writes a name too, which is that of none: ARMv8 Processor rev 1 (v8l)
+    named = re.search(r"^(?:model name|Model Name)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return " + ".join(kinds) or (named[1].strip() if named else platform.processor() or platform.machine())
+
+
+def cpu_features(root: Path = ROOT) -> tuple[str, ...]:
+    """The instruction sets that matter here and that this CPU has, in the kernel's words."""
+    line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(root), re.MULTILINE)
+    has = set(line[1].split()) if line else set()
+    return tuple(feature for feature in _FEATURES if feature in has)
+
+
+def n_processors(root: Path = ROOT) -> int:
+    """All cores of the machine, also those that this process may not use; 0 where the kernel does not say."""
+    return len(re.findall(r"^processor\s*:", _cpuinfo(root), re.MULTILINE))
+
+
+def int8_sums_overflow(root: Path = ROOT) -> bool:
+    """Whether this CPU adds products of uint8 and int8 in 16 bits, which overflows: x86 with AVX2 but without VNNI."""
+    features = cpu_features(root)
+    return "avx2" in features and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(features)
+
+
+def _cpuinfo(root: Path) -> str:
+    try:
+        return (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

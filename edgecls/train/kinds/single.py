@@ -1,0 +1,150 @@
+"""One data set to one complete run folder: decode, train in phases, measure the best checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import lightning as L
+import torch
+
+from edgecls.datasets import Dataset, write_split
+from edgecls.errors import Interrupted, OptionError, RunError, TrainingError
+from edgecls.names import one_form
+from edgecls.runs import CONTACT_SHEET, SPLIT, Run, find_run
+from edgecls.train.data.batches import Inputs
+from edgecls.train.data.contact_sheet import write_contact_sheet
+from edgecls.train.data.pixels import Decoder, decoding_warnings
+from edgecls.train.fit.loggers import make_loggers
+from edgecls.train.fit.loop import LoopOptions
+from edgecls.train.fit.losses import Teacher
+from edgecls.train.fit.phases import Phases
+from edgecls.train.fit.recipes import chosen, recipe_of
+from edgecls.train.fit.recorder import Recorder
+from edgecls.train.kinds.record import Stopwatch, write_recipe
+from edgecls.train.kinds.result import TrainResult, complete, unmeasured
+from edgecls.train.kinds.start import Start, described
+from edgecls.train.machine import rank
+from edgecls.train.networks.checkpoint import load_proved_checkpoint
+from edgecls.train.networks.features import Features, features_of
+from edgecls.train.networks.models import PixelClassifier
+from edgecls.train.networks.scratch import Airbench
+from edgecls.train.options import TrainOptions
+from edgecls.train.progress import Listener
+
+_WHITENING_IMAGES: Final = 5000
+
+
+def train_single(
+    options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
+    resumed_by: Path | None = None, decoder: Decoder | None = None, features: Features | None = None,
+    deadline: float | None = None,
+) -> TrainResult:  # fmt: skip
+    """Train one classifier in a folder, and leave a complete run there.
+
+    Where the folder holds what a killed run left, training goes on from there. What it goes on from stays in the
+    folder: whoever called removes it when all is done. Of several processes that train together, the first one writes.
+
+    Args:
+        resumed_by: the folder that `--resume` names; None is this one.
+        decoder: of images to pixels; None decodes the images of this data set.
+        features: computes the features of a frozen backbone.
+        deadline: when the run should be complete, by `time.perf_counter`; None where nobody waits.
+
+    Raises:
+        OptionError, DatasetError, TrainingError, RunError: with what to do next.
+    """
+    clock, is_leader, run = Stopwatch(), rank() == 0, Run(folder)
+    classifier, preprocessing = start.classifier, start.preprocessing
+    recipe = recipe_of(options, start.survey, preprocessing, classifier.backbone)
+    teacher = _teacher(recipe.options, start.dataset)
+    decoder = decoder or Decoder(options.data_use.cache, preprocessing, listener.on_progress)
+    features = features or partial(features_of, on_progress=listener.on_progress)
+    dataset, pixels = decoder.decode(start.dataset)
+    clock.lap("decode")
+    start = replace(start, dataset=dataset)
+    listener.say(described(start))
+    listener.say(chosen(recipe, start.survey))
+    for warning in (*decoding_warnings(options.data_use.cache, pixels["train"]), *dataset.warnings()):
+        listener.say(f"warning: {warning}")
+
+    def record(options: TrainOptions) -> None:
+        if is_leader:
+            write_recipe(folder, options, clock.laps)
+
+    record(recipe.options)
+    if is_leader:
+        write_split(dataset, run.path(SPLIT))
+        write_contact_sheet(run.path(CONTACT_SHEET), dataset, pixels["train"], recipe.augmentation)
+    _whiten(classifier, pixels["train"], options.data_use.seed)
+    recorder = Recorder(folder if is_leader else None, listener.on_epoch, recipe.monitor)
+    loggers = make_loggers(recipe.options, folder) if is_leader else ()
+    loop = LoopOptions(options.machine, folder, loggers, listener.on_progress)
+    phases = Phases(
+        classifier, dataset, pixels, recipe, teacher=teacher, recorder=recorder, loop=loop, features=features,
+        say=listener.say, record=record, deadline=deadline,
+    )  # fmt: skip
+    go_on = f"edgecls train --resume {resumed_by or folder}"
+    is_interrupted = False
+    try:
+        phases.run()
+    except KeyboardInterrupt:
+        if recorder.best is None:
+            raise Interrupted(
+                f"interrupted before the first epoch ended; {folder} holds no checkpoint. Start it again with: {go_on}"
+            ) from None
+        listener.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
+        is_interrupted = True
+    except RunError as error:
+        if not recorder.epochs:
+            raise
+        raise RunError(f"{error}. The best epoch so far is kept; when that is mended, go on with: {go_on}") from error
+    clock.lap("train")
+    if recorder.best is None:
+        raise TrainingError(f"training ended before its first epoch did; {folder} holds no checkpoint")
+    if not is_leader:
+        return replace(unmeasured(folder, start, recorder), is_interrupted=is_interrupted)
+    clock.laps.update(phases.seconds)
+    result = complete(run, phases.options, start, pixels, recorder, clock, listener)
+    return replace(result, is_interrupted=is_interrupted)
+
+
+def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
+    """The classifier whose answers are learnt.
+
+    Raises:
+        OptionError: it knows other classes, or all epochs are those of the head on cached features.
+    """
+    source = options.source
+    if not source.teacher:
+        return None
+    run = find_run(source.teacher)
+    labels = run.manifest.labels
+    if tuple(map(one_form, labels)) != dataset.labels:
+        differing = sorted(set(labels) ^ set(dataset.labels)) or ["their order"]
+        raise OptionError(
+            f"--teacher {source.teacher}: it was trained on other classes (they differ in {', '.join(differing[:5])}); "
+            "a teacher must know exactly the classes of the data"
+        )
+    if options.is_head_alone:
+        raise OptionError(
+            "--teacher with all epochs frozen: a teacher sees the pictures of the other epochs; use fewer "
+            "--freeze-epochs than --epochs"
+        )
+    return Teacher(load_proved_checkpoint(run), run.manifest.preprocessing.size_hw)
+
+
+def _whiten(classifier: PixelClassifier, pixels: Inputs, seed: int) -> None:
+    """Set a first layer that whitens, where the network has one without trained weights, by the training images."""
+    backbone = classifier.backbone
+    if not isinstance(backbone, Airbench) or backbone.is_whitened:
+        return
+    rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:_WHITENING_IMAGES]
+    backbone.initialise_whitening(classifier.normalised(pixels[rows]))
+
+
+def seed_all(options: TrainOptions) -> None:
+    """Seed every generator: new weights are drawn from them."""
+    L.seed_everything(options.data_use.seed, verbose=False)

@@ -1,0 +1,178 @@
+"""What float16 cannot hold, and answers that are no numbers: such a file misses the gate by name, others are kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from edgecls import metrics
+from edgecls.calibration.sample import SampleOptions
+from edgecls.cli import app
+from edgecls.errors import ExportError
+from edgecls.export.graphs.fp16 import half
+from edgecls.export.judge.float16 import halves, overflows, ranges_of
+from edgecls.export.judge.gate import GateOptions
+from edgecls.export.judge.temperature import fit_temperature
+from edgecls.export.run import ExportOptions, ExportResult, export
+from edgecls.golden import Golden
+from edgecls.runs import MODEL_FILES, Run
+from edgecls.runtime.backends import selection
+
+SAMPLE = SampleOptions(32)
+ANYTHING = GateOptions(max_drop=100, min_speedup=0, time_budget=0)
+
+
+@pytest.fixture
+def run(exported_run: Path, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(exported_run, tmp_path / "run")))
+
+
+def louder(run: Run, factor: float) -> None:
+    """Multiply what the first layer hands on, and divide it in the second: the same answers, by way of large values."""
+    path = run.path("checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    for name in ("backbone.layers.0.1.weight", "backbone.layers.0.1.bias"):
+        state[name] *= factor
+    state["backbone.layers.1.0.weight"] /= factor
+    torch.save(state, path)
+
+
+def large_bias(run: Run, size: float) -> None:
+    """A logit that is shifted, in the checkpoint and in what is expected of it."""
+    path = run.path("checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    state["head.1.bias" if "head.1.bias" in state else "head.bias"] += size
+    torch.save(state, path)
+    golden = Golden.of(run)
+    Golden(golden.images, golden.logits + np.float32(size), golden.validation_answers).write(run)
+    run.record()
+
+
+def exported(run: Run) -> ExportResult:
+    return export(ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=ANYTHING))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"), [(lambda run: louder(run, 1e6), "tensor"), (lambda run: large_bias(run, 1e5), "constant")]
+)
+def test_what_float16_cannot_hold_misses_the_gate_by_name(run: Run, damage: Callable[[Run], None], kind: str) -> None:
+    damage(run)
+    result = exported(run)
+    assert result.verdict == "missed"
+    for precision in ("fp16", "int8"):
+        assert f"{MODEL_FILES[precision]}:" in result.reason  # type: ignore[index]
+        assert any(each.is_constant == (kind == "constant") for each in result.precisions[precision].overflows)  # type: ignore[index]
+    assert "beyond float16's 65,504: infinite on a GPU" in result.reason
+    largest = result.precisions["fp16"].overflows[0]
+    assert largest.magnitude > 65504
+    assert largest.tensor in result.reason
+    for precision in ("fp32", "int8-cpu"):  # they have no float16
+        assert not result.precisions[precision].doubts  # type: ignore[index]
+    assert result.engine_from == "fp32"
+    assert set(MODEL_FILES.values()) <= set(run.manifest.files)
+    assert selection._measured(run.folder).passed == ("fp32", "int8-cpu")
+
+
+def test_a_network_that_fits_float16_is_not_suspected(exported_run: Path) -> None:
+    report = json.loads((exported_run / "export.json").read_text())
+    assert all(each["overflows"] == [] and each["not_finite"] == 0 for each in report["precisions"].values())
+
+
+def test_a_file_whose_answers_are_not_finite_misses_the_gate_and_the_others_are_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgecls.export import run as export_run
+
+    def broken(self: export_run._Work, precision: str) -> None:
+        answer(self, precision)
+        if precision == "int8":
+            self.logits["int8"][::2, 1] = np.nan
+            self.logits["int8"][1::2] = np.inf
+
+    answer = export_run._Work._answer
+    monkeypatch.setattr(export_run._Work, "_answer", broken)
+    result = export(
+        ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=GateOptions(1, min_speedup=0, time_budget=0))
+    )
+    measured = result.precisions["int8"]
+    assert (measured.not_finite, measured.accuracy, measured.ece_before, measured.temperature) == (16, 0.0, None, 1.0)
+    assert f"model.int8.onnx: 16 of {measured.n_answers} answers are not finite numbers" in result.reason
+    assert result.engine_from == "fp16"
+    assert set(MODEL_FILES.values()) <= set(run.manifest.files)
+    text = run.path("export.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_a_network_that_is_broken_itself_is_called_so(run: Run) -> None:
+    golden = Golden.of(run)
+    Golden(golden.images, np.full_like(golden.logits, np.nan), golden.validation_answers).write(run)
+    before = run.path("model.onnx").read_bytes()
+    with pytest.raises(ExportError, match="the network itself answers its golden images with numbers that are not"):
+        export(ExportOptions(str(run.folder)))
+    assert run.path("model.onnx").read_bytes() == before
+    shown = CliRunner().invoke(app, ["export", str(run.folder)])
+    assert shown.exit_code == 1
+
+
+def test_figures_stand_answers_that_are_not_numbers() -> None:
+    truth = np.array([0, 1, 1])
+    logits = np.array([[1, 0], [np.nan, 2], [np.inf, 0]], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answered = metrics.answered(logits)
+        assert answered.tolist() == [0, metrics.NO_ANSWER, metrics.NO_ANSWER]
+        assert metrics.accuracy(answered, truth) == pytest.approx(1 / 3)
+        assert metrics.confusion_matrix(answered, truth, 2).tolist() == [[1, 0], [0, 0]]
+        assert metrics.class_accuracies(answered, truth, 2).tolist() == [1, 0]
+        probabilities = metrics.softmax(logits)
+        assert np.isfinite(probabilities[0]).all()
+        assert np.isnan(probabilities[1:]).any(axis=1).all()
+        assert math.isnan(metrics.expected_calibration_error(probabilities, truth))
+        assert metrics.paired_difference(answered, answered, truth).drop == 0
+        assert fit_temperature(logits, truth).ece_before is None
+
+
+def with_values(*values: float) -> onnx.ModelProto:
+    """Pixels times a constant, clipped, to one number an image and class."""
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 2, 2, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 12])
+    scale, lowest, highest = (numpy_helper.from_array(np.float32(v), n) for v, n in zip(values, "slh", strict=True))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels", "s"], ["scaled"]),
+        helper.make_node("Clip", ["scaled", "l", "h"], ["clipped"]),
+        helper.make_node("Flatten", ["clipped"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "scaled", [images], [logits], [scale, lowest, highest])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param((1.0, 0.0, 3.4e38), [], id="a bound that bounds nothing"),
+        pytest.param((256.0, 0.0, 6.0), [], id="255 times 256 is within"),
+        pytest.param((258.0, 0.0, 6.0), ["scaled"], id="255 times 258 is not"),
+        pytest.param((-258.0, -6.0, 0.0), ["scaled"], id="nor below zero"),
+        pytest.param((1e6, 0.0, 6.0), ["scaled", "s"], id="a weight"),
+        pytest.param((300.0, 0.0, 3.4e38), ["clipped", "logits", "scaled"], id="the logits, cast back to float32"),
+    ],
+)
+def test_overflows_are_found_in_the_float32_graph(values: tuple[float, ...], expected: list[str]) -> None:
+    graph = with_values(*values)
+    halved = half(graph)
+    pixels = np.full((2, 2, 2, 3), 255, np.uint8)
+    found = overflows(graph, halved, ranges_of(graph, halves(halved), [pixels[:1], pixels]))
+    assert sorted(each.tensor for each in found) == sorted(expected)
