@@ -19,9 +19,8 @@ from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.runtime.tally import EnsembleTally
 from edgecls.runtime.votes import majority
-
-from .conftest import draw, rows_of, write_image, write_linear_model
-from .test_votes import plain_winner
+from tests.conftest import draw, rows_of, write_image, write_linear_model
+from tests.runtime.test_votes import plain_winner
 
 ON_CPU = ClassifierOptions(device="cpu")
 

@@ -15,8 +15,7 @@ from edgecls.train.networks.checkpoint import load_checkpoint
 from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
 from edgecls.train.run import train
-
-from .conftest import rows_of
+from tests.conftest import rows_of
 
 FINE = {"model": "efficientnet_lite0", "image_size": 32, "epochs": 6, "freeze_epochs": 4, "val_fraction": 0.5}
 

@@ -32,9 +32,8 @@ from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, predict
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import StageTimes, peak_memory_mb
-
-from .conftest import draw, rows_of, write_image
-from .test_images import png_bomb
+from tests.conftest import draw, rows_of, write_image
+from tests.test_images import png_bomb
 
 
 def options(model: Path, *sources: str | Path, **changes: Any) -> PredictOptions:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .conftest import draw, write_image, write_linear_model
+from tests.conftest import draw, write_image, write_linear_model
 
 # A child for each moment at which a file takes its place, goes or is cut short; what it does ends there, as by kill -9.
 # After it, the same command with --resume in another child, and a look at what is there.

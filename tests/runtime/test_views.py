@@ -19,8 +19,7 @@ from edgecls.runtime.classifier import Classifier, ClassifierOptions
 from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, predict
 from edgecls.runtime.views import FAMILIES, MAX_VIEWS, Combine, TtaOptions, View, combined
-
-from .conftest import draw, rows_of, write_image, write_linear_model
+from tests.conftest import draw, rows_of, write_image, write_linear_model
 
 SMALL = Preprocessing(size_hw=(28, 28))
 PICTURE = draw("checks", 3, size=64)

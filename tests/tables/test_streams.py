@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import draw, write_image, write_linear_model
+from tests.conftest import draw, write_image, write_linear_model
 
 EDGECLS = f"{sys.executable} -m edgecls.cli"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import rows_of, write_image
+from tests.conftest import rows_of, write_image
 
 # no batch norm, whose statistics are those of a process's own part of the batch, and no augmentation, whose draws are
 COMMON = [

@@ -23,8 +23,7 @@ from edgecls.train.kinds.result import TrainResult
 from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
 from edgecls.train.run import resume, train
-
-from .conftest import rows_of
+from tests.conftest import rows_of
 
 QUICK = {"model": "cnn", "width": 4, "image_size": 16, "epochs": 6, "batch_size": 8, "device": "cpu", "patience": 0}
 

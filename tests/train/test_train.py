@@ -24,8 +24,7 @@ from edgecls.train.networks.models import build
 from edgecls.train.options import NONE, NetworkOptions, TrainOptions
 from edgecls.train.progress import Epoch, Listener
 from edgecls.train.run import train
-
-from .conftest import rows_of, write_class_folders, write_image
+from tests.conftest import rows_of, write_class_folders, write_image
 
 
 def quick(data: Path, **changes: Any) -> TrainOptions:

@@ -28,8 +28,7 @@ from edgecls.train.networks.models import build
 from edgecls.train.options import NetworkOptions, TrainOptions
 from edgecls.train.progress import Epoch, Listener
 from edgecls.train.run import resume, train
-
-from .conftest import draw, write_class_folders, write_image
+from tests.conftest import draw, write_class_folders, write_image
 
 QUICK = {"model": "linear", "image_size": 8, "epochs": 2, "batch_size": 8, "augment": ["none"], "device": "cpu"}
 

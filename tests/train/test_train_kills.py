@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import draw, write_class_folders, write_image
+from tests.conftest import draw, write_class_folders, write_image
 
 # A process that has loaded everything forks a child for each moment: a file that takes its place, goes, or is flushed.
 # What a child does ends there, as by kill -9; a second child does what the documents say next, and a third looks.

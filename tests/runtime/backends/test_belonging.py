@@ -32,8 +32,7 @@ from edgecls.runtime.backends.protocol import Device
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.ensemble import Ensemble
 from edgecls.train.networks.checkpoint import load_proved_checkpoint
-
-from .conftest import draw, write_image, write_linear_model
+from tests.conftest import draw, write_image, write_linear_model
 
 DEVICES = ["cpu", "auto", *(["openvino"] if has_openvino() else [])]
 

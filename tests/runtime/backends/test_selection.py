@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecls import images
-from edgecls import processor
+from edgecls import images, processor
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.runs import EXPORT, Run
@@ -21,8 +20,7 @@ from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions, Device
 from edgecls.runtime.backends.selection import Candidate, can_run, select
 from edgecls.runtime.classifier import Classifier
-
-from .conftest import draw, write_linear_model
+from tests.conftest import draw, write_linear_model
 
 needs_openvino = pytest.mark.skipif(not selection._version("openvino"), reason="needs edgecls[openvino]")
 

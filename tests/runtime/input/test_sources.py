@@ -19,8 +19,7 @@ from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.input import video
 from edgecls.runtime.input.sources import Source, SourceOptions, find_sources
 from edgecls.runtime.pipeline import Frame, Unreadable
-
-from .conftest import draw, write_image, write_linear_model
+from tests.conftest import draw, write_image, write_linear_model
 
 CLASSES = ClassNames(("checks", "stripes"))
 

@@ -25,8 +25,7 @@ from edgecls.runtime.output.rows import Format, RowsOptions, open_rows
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.views import TtaOptions
-
-from .conftest import draw, rows_of, write_image, write_linear_model
+from tests.conftest import draw, rows_of, write_image, write_linear_model
 
 AWKWARD = [
     "plain.jpg",

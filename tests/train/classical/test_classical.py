@@ -20,9 +20,9 @@ from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.classifier import Classifier
 from edgecls.tables.train import folds
+from edgecls.train.classical import settings as classical
 from edgecls.train.classical.head import head_onnx, linear_head
 from edgecls.train.classical.settings import Classical, Features, Targets, fit_classical
-from edgecls.train.classical.settings import settings as classical
 from edgecls.train.kinds.folds import FoldsResult
 from edgecls.train.networks.checkpoint import load_checkpoint
 from edgecls.train.networks.features import features_of

@@ -30,8 +30,7 @@ from edgecls.train.networks.checkpoint import load_checkpoint, logits_of
 from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Epoch, Listener, Progress
 from edgecls.train.run import resume, train
-
-from .conftest import draw, rows_of, write_class_folders, write_image
+from tests.conftest import draw, rows_of, write_class_folders, write_image
 
 QUICK = {"model": "cnn", "width": 4, "image_size": 16, "epochs": 2, "batch_size": 8, "device": "cpu"}
 
