@@ -191,7 +191,7 @@ def test_the_environment_of_the_image_gives_the_golden_answers(
 def test_the_cuda_binding_of_the_image_has_every_call_that_the_runtime_makes(
     device_environment: Path, in_empty_folder: Path
 ) -> None:
-    source = (ROOT / "edgecls" / "runtime" / "cuda.py").read_text(encoding="utf-8")
+    source = (ROOT / "edgecls" / "runtime" / "backends" / "cuda.py").read_text(encoding="utf-8")
     calls = sorted(set(re.findall(r'(?:runtime\.|")(cuda[A-Z]\w+)', source)))
     assert "cudaGetDeviceProperties" in calls
     code = f"""

@@ -21,7 +21,7 @@ from tests.export.adopt.test_adopt import write_labels, write_model
 KILLS = """
 import json, os, sys, traceback
 from pathlib import Path
-from edgecls.export.adopt.run import run as module
+from edgecls.export.adopt import run as module
 from edgecls.export.adopt.run import AdoptOptions, adopt
 from edgecls.runs import LATEST, RUNS, Run, hashes_of
 

@@ -1,4 +1,4 @@
-"""Every model family that the trainer offers parses and builds in a real TensorRT, in FP32, FP16 and INT8.
+"""Every model family that the trainer offers parses and builds in a real TensorRT.
 
 TensorRT for RTX builds for a GPU that is not there. Its wheels are the extra `tensorrt-rtx`; without them this skips.
 """
@@ -46,8 +46,13 @@ FAMILIES = [
 ]
 
 
+# The INT8 file is float16 between its steps, so it has the operators of the other two: a build of each takes half the time
+# again, and is done where it is quick and where operators are many.
+IN_EVERY_PRECISION = ("cnn", "mobilenet_v3_large")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_builds_and_answers_in_every_precision(family: str, tmp_path: Path) -> None:
+def test_every_family_builds_and_answers_in_int8_and_some_in_every_precision(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier, preprocessing = build(NetworkOptions(family, "none"), 3, (SIZE, SIZE))
     settle(classifier)
@@ -67,7 +72,7 @@ def test_every_family_builds_and_answers_in_every_precision(family: str, tmp_pat
         # of the spread of the answers: random weights answer all images nearly alike
         assert np.abs(answers(file, pixels) - expected).max() < allowed * np.abs(expected).max(), file.name
     options = EngineOptions(BatchProfile(1, 2, 4), optimization_level=0, compute_capability="8.6")
-    for file in (fp32, fp16, int8):
+    for file in (fp32, fp16, int8) if family in IN_EVERY_PRECISION else (int8,):
         engine = build_engine(file, tmp_path / "engines", options)
         assert engine.bytes > 10_000
         assert engine.record.manifest.precision == file.stem
