@@ -97,7 +97,8 @@ def meet_gate(
     """Make INT8 lose no more than the gate allows: as it is, else equalised, else with layers given back to float.
 
     Args:
-        drop_of: writes one graph and gives the share of top-1 that it loses on the validation images.
+        drop_of: writes one graph and gives the share of top-1 that it loses on the validation images. For each flavour
+            the last one that is written is the one returned.
         recalibrated: the calibration of another form of the graph, on the same images.
         probe: (n, h, w, 3) uint8 calibration images by which layers are ranked. Not validation images: the
             ranking must not learn from what it is judged on.
@@ -105,34 +106,81 @@ def meet_gate(
         on_step: called with a line before what takes long.
 
     Returns:
-        The INT8 that passes; the best that was found within the time budget where none does.
+        The INT8 of which each flavour passes, or is the best that was found within its share of the time budget.
     """
-    deadline = time.monotonic() + gate.time_budget
+    ends = time.monotonic() + gate.time_budget
     drops = {flavour: drop_of(int8, flavour) for flavour in flavours}
     if all(map(gate.allows, drops.values())):
         return int8
     worst = f"{100 * max(drops.values()):.2f} points of top-1, {gate.max_drop:g} are allowed"
     on_step(f"int8 loses {worst}: trying equalised channels")
-    equal = _equalised(int8, recalibrated, probe)
-    if equal:
-        int8, drops = equal, {flavour: drop_of(equal, flavour) for flavour in flavours}
-        on_step(int8.notes[-1])
-    if all(map(gate.allows, drops.values())):
+    int8, drops = _equalised_where_it_helps(int8, drops, drop_of, recalibrated, probe, on_step)
+    failing = [flavour for flavour in flavours if not gate.allows(drops[flavour])]
+    if not failing:
         return int8
     on_step(f"ranking {len(layers(int8.graph))} layers by what each costs alone")
-    ranking = sorted(_layer_errors(int8, probe, deadline), key=lambda each: -each.error)
-    for flavour in flavours:
-        remaining = iter(ranking)
-        while not gate.allows(drops[flavour]):
-            layer = next(remaining, None)
-            if layer is None or time.monotonic() > deadline:
-                why = "every ranked layer is float" if layer is None else f"the {gate.time_budget:g} s are over"
-                return replace(int8, notes=(*int8.notes, f"{flavour}: gave up, {why}"))
-            given = {**int8.given_back, flavour: (*int8.given_back[flavour], layer)}
-            int8 = replace(int8, given_back=given)
-            drops[flavour] = drop_of(int8, flavour)
-            on_step(f"{flavour}: {layer.layer} back to float, drop now {100 * drops[flavour]:+.2f} points")
+    ranking = sorted(_layer_errors(int8, probe, ends - gate.time_budget / 2), key=lambda each: -each.error)
+    for number, flavour in enumerate(failing):
+        now = time.monotonic()
+        deadline = now + (ends - now) / (len(failing) - number)  # the others get as much
+        int8 = _with_layers_given_back(int8, flavour, drops[flavour], ranking, gate, drop_of, deadline, on_step)
     return int8
+
+
+def _equalised_where_it_helps(
+    int8: Int8,
+    drops: dict[Flavour, float],
+    drop_of: Callable[[Int8, Flavour], float],
+    recalibrated: Callable[[onnx.ModelProto], Calibration],
+    probe: Pixels,
+    on_step: Callable[[str], None],
+) -> tuple[Int8, dict[Flavour, float]]:
+    """The equalised form and its drops; what was given where there is none, or where its worst drop is larger."""
+    equal = _equalised(int8, recalibrated, probe)
+    if equal is None:
+        return int8, drops
+    equal_drops = {flavour: drop_of(equal, flavour) for flavour in drops}
+    if max(equal_drops.values()) <= max(drops.values()):
+        on_step(equal.notes[-1])
+        return equal, equal_drops
+    on_step(f"channels equalised: not kept, {100 * max(equal_drops.values()):.2f} points are lost by it")
+    return int8, {flavour: drop_of(int8, flavour) for flavour in drops}
+
+
+def _with_layers_given_back(
+    int8: Int8,
+    flavour: Flavour,
+    drop: float,
+    ranking: Sequence[LayerError],
+    gate: GateOptions,
+    drop_of: Callable[[Int8, Flavour], float],
+    deadline: float,
+    on_step: Callable[[str], None],
+) -> Int8:
+    """One flavour with as many layers float as the gate asks for; the best that was tried where none passes."""
+
+    def with_float(given: tuple[LayerError, ...]) -> Int8:
+        return replace(int8, given_back={**int8.given_back, flavour: given})
+
+    least = drop
+    best: tuple[LayerError, ...] = ()
+    given: tuple[LayerError, ...] = ()
+    why = "every ranked layer is float"
+    for layer in ranking:
+        if time.monotonic() > deadline:
+            break
+        given = (*given, layer)
+        drop = drop_of(with_float(given), flavour)
+        on_step(f"{flavour}: {layer.layer} back to float, drop now {100 * drop:+.2f} points")
+        if gate.allows(drop):
+            return with_float(given)
+        if drop < least:
+            least, best = drop, given
+    if time.monotonic() > deadline:
+        why = f"its share of the {gate.time_budget:g} s is over"
+    if best != given:
+        drop_of(with_float(best), flavour)  # so that this is the one that is written
+    return replace(with_float(best), notes=(*int8.notes, f"{flavour}: gave up, {why}"))
 
 
 def _equalised(int8: Int8, recalibrated: Callable[[onnx.ModelProto], Calibration], probe: Pixels) -> Int8 | None:

@@ -338,3 +338,57 @@ def test_without_time_the_gate_says_that_it_gave_up(pixels: Pixels) -> None:
     if max(drops.values()) > 0:
         assert "gave up" in int8.notes[-1]
     assert not any(int8.given_back.values())
+
+
+def gate_with(
+    graph: onnx.ModelProto, pixels: Pixels, options: GateOptions, drop_of: Callable[[Int8, Flavour], float]
+) -> tuple[Int8, list[tuple[Flavour, int, bool]]]:
+    """The gate where drops are made up; what it asked for: the flavour, layers given back, whether equalised."""
+    asked: list[tuple[Flavour, int, bool]] = []
+
+    def drop(int8: Int8, flavour: Flavour) -> float:
+        asked.append((flavour, len(int8.given_back[flavour]), int8.is_equalised))
+        return drop_of(int8, flavour)
+
+    calibration = calibrated(graph, pixels)
+    found = meet_gate(Int8(graph, calibration), options, drop, lambda changed: calibrated(changed, pixels), pixels[:16])
+    return found, asked
+
+
+def test_a_flavour_that_cannot_be_saved_does_not_give_up_the_other(pixels: Pixels) -> None:
+    drops = {"int8": [0.5, 0.3, 0.4, 0.45], "int8-cpu": [0.5, 0.2, 0.0, 0.0]}  # by the number of layers that are float
+    found, asked = gate_with(
+        network(np.random.default_rng(0)), pixels, GateOptions(max_drop=1),
+        lambda int8, flavour: drops[flavour][min(len(int8.given_back[flavour]), 3)],
+    )  # fmt: skip
+    assert len(found.given_back["int8-cpu"]) == 2
+    assert len(found.given_back["int8"]) == 1  # the best that was tried, not the last
+    assert found.notes == ("int8: gave up, every ranked layer is float",)
+    for flavour in FLAVOURS:  # what is written last is what is returned
+        assert [n for each, n, _ in asked if each == flavour][-1] == len(found.given_back[flavour])
+
+
+def test_a_flavour_leaves_the_other_its_share_of_the_time(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("edgecls.export.judge.gate.time.monotonic", lambda: clock[0])
+
+    def slow(int8: Int8, flavour: Flavour) -> float:
+        clock[0] += 20
+        return 0.5
+
+    found, asked = gate_with(network(np.random.default_rng(0)), pixels, GateOptions(time_budget=120), slow)
+    tried = {flavour: max(n for each, n, _ in asked if each == flavour) for flavour in FLAVOURS}
+    assert min(tried.values()) >= 1
+    assert found.notes == tuple(f"{flavour}: gave up, its share of the 120 s is over" for flavour in FLAVOURS)
+    assert not any(found.given_back.values())  # none was better than all in INT8
+
+
+def test_equalisation_that_costs_answers_is_not_kept(pixels: Pixels) -> None:
+    graph = network(np.random.default_rng(0))
+    scale_channel(graph, ("w1", "b1"), ("w2",), 1000)
+    found, asked = gate_with(
+        graph, pixels, GateOptions(time_budget=0), lambda int8, flavour: 0.4 if int8.is_equalised else 0.2
+    )
+    assert ("int8", 0, True) in asked
+    assert not found.is_equalised
+    assert asked[-1] == (FLAVOURS[-1], 0, False)
