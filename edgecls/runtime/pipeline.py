@@ -165,7 +165,7 @@ class _Worker:
                 reasons.append("answering it needs more memory than this process can get")
         times = StageTimes()  # of all members, and of all views: an image is one image, however often it is looked at
         members = [
-            self._infer(member, buffers[kind][:n], times)
+            self._infer(member, buffers[kind], n, times)
             for member, kind in zip(self._members, self._kind_of, strict=True)
         ]
         if n:
@@ -194,16 +194,18 @@ class _Worker:
         self._times.add("decode", time.perf_counter() - read)
         return decoded
 
-    def _infer(self, member: Member, pixels: Pixels, times: StageTimes) -> MemberAnswers:
-        n, n_views = pixels.shape[:2]
+    def _infer(self, member: Member, buffer: Pixels, n: int, times: StageTimes) -> MemberAnswers:
+        """The answers to the first n pictures of a buffer; the others are whatever was there before."""
+        n_views = buffer.shape[1]
         manifest = member.backend.manifest
         if not n:
             nothing = np.empty((0, len(manifest.labels)), np.float32)
             return MemberAnswers(nothing, np.empty((0, n_views), np.int64), 0.0)
+        pixels = buffer if member.backend.wants_whole_batches else buffer[:n]
         started = time.perf_counter()
-        logits = member.backend.infer(pixels.reshape(n * n_views, *pixels.shape[2:]), times)
+        logits = member.backend.infer(pixels.reshape(-1, *pixels.shape[2:]), times)
         inferred = time.perf_counter()
-        logits = logits.reshape(n, n_views, -1)
+        logits = logits.reshape(len(pixels), n_views, -1)[:n]
         answered = MemberAnswers(
             combined(logits, manifest.temperature, member.tta.combine), logits.argmax(axis=2), inferred - started
         )

@@ -27,7 +27,9 @@ def verified(result: VerifyResult) -> Table:
             f"{check.max_logit_difference:.2g}" if ran else "-",
             f"{check.allowed:.2g}",
             f"{check.agreement:.0%}" if ran else "-",
-            check.reason or "passed",
+            "passed" if check.passed else "failed",
         )
-    table.caption = "\n".join([f"{result.verdict}, {result.seconds:.1f} s", *result.changed])
+    failed = [f"{check.file} on {check.backend}: {check.reason}" for check in result.checks if not check.passed]
+    not_here = [f"not here: {each}" for each in result.not_here]
+    table.caption = "\n".join([f"{result.verdict}, {result.seconds:.1f} s", *failed, *result.changed, *not_here])
     return table

@@ -234,7 +234,10 @@ class RecipeOptions:
     )  # fmt: skip
     clip: float = option(0.0, "The gradient is made no longer than this norm; 0 is no limit.")
     accumulate: int = option(1, "Batches whose gradients make one step.")
-    ema: float = option(0.0, "Decay of a moving average of the weights, such as 0.99, that is kept; 0 for none.")
+    ema: float | None = option(
+        None, "Decay of a moving average of the weights, such as 0.99, that is judged and kept; 0 for none.",
+        shown="0.9 where all published weights are fine-tuned without --minutes, else 0",
+    )  # fmt: skip
     lookahead: int | None = option(
         None, "Steps after which the weights return to their slow average (Lookahead); 0 never.",
         shown="5 for airbench, else 0",
@@ -267,7 +270,7 @@ class RecipeOptions:
         _expect(smoothing is None or 0 <= smoothing < 1, "label-smoothing", smoothing, "0 or more and below 1")
         _expect(self.clip >= 0, "clip", self.clip, "0 or more")
         _expect(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
-        _expect(0 <= self.ema < 1, "ema", self.ema, "0 or more and below 1")
+        _expect(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "0 or more and below 1")
         _expect(self.lookahead is None or self.lookahead >= 0, "lookahead", self.lookahead, "0 (never) or more")
         _expect(self.patience >= 0, "patience", self.patience, "0 (never stop) or more")
         if self.find_lr and self.lr is not None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgecls.errors import EdgeclsError, RunError
+from edgecls.errors import EdgeclsError, OptionError, RunError
 from edgecls.export.judge.float16_error import float16_tolerance
 from edgecls.export.judge.parity import compared
 from edgecls.golden import TOLERANCE, Golden
@@ -57,19 +57,21 @@ class Check:
 class VerifyResult:
     """Attributes:
     checks: every model file on every backend of this machine.
+    not_here: what cannot be started on this machine, with the reason: a sentence each. It says nothing about the files.
     changed: files of the run whose sha256 is not the one in its manifest, or that are gone.
     n_images: golden images.
     """
 
     run: Path
     checks: tuple[Check, ...]
+    not_here: tuple[str, ...]
     changed: tuple[str, ...]
     n_images: int
     seconds: float
 
     @property
     def verdict(self) -> str:
-        return "passed" if not self.changed and all(check.passed for check in self.checks) else "failed"
+        return "passed" if not self.changed and self.checks and all(check.passed for check in self.checks) else "failed"
 
     def to_json(self) -> dict[str, Any]:
         checks = [
@@ -95,13 +97,15 @@ def verify(name: str = LATEST) -> VerifyResult:
     files: dict[Precision, Path] = {p: run.path(file) for p, file in MODEL_FILES.items() if run.path(file).exists()}
     if not files:
         raise RunError(f"{run.folder}: no model file in it; make them with: edgecls export {run.folder}")
-    checks = [check for precision, file in files.items() for check in _checks(run, precision, file, golden)]
-    return VerifyResult(
-        run.folder, tuple(checks), tuple(_changed(run)), len(golden.images), time.perf_counter() - started
-    )
+    found = [each for precision, file in files.items() for each in _checks(run, precision, file, golden)]
+    checks = tuple(each for each in found if isinstance(each, Check))
+    not_here = tuple(each for each in found if isinstance(each, str))
+    seconds = time.perf_counter() - started
+    return VerifyResult(run.folder, checks, not_here, tuple(_changed(run)), len(golden.images), seconds)
 
 
-def _checks(run: Run, precision: Precision, file: Path, golden: Golden) -> Iterator[Check]:
+def _checks(run: Run, precision: Precision, file: Path, golden: Golden) -> Iterator[Check | str]:
+    """The check of a file on each backend, or why that backend cannot be started here."""
     largest = float(np.abs(golden.logits).max())
     allowed, agreed = _expected(run, precision, largest)
     if precision in _IN_FLOAT16:  # an export on x86 did not see it: ONNX Runtime computes in float32 there
@@ -109,6 +113,8 @@ def _checks(run: Run, precision: Precision, file: Path, golden: Golden) -> Itera
     for candidate in can_run(file, precision):
         try:
             yield _check(run, candidate, golden, allowed, agreed)
+        except OptionError as error:  # onnxruntime-gpu names TensorRT also where its libraries are missing
+            yield f"{candidate}: {error}"
         except EdgeclsError as error:
             yield Check(candidate.file.name, candidate.device, math.nan, allowed, math.nan, str(error))
 

@@ -25,6 +25,7 @@ class OpenVinoBackend:
 
     name = "openvino-cpu"
     runs_in_caller = False
+    wants_whole_batches = False
 
     def __init__(self, model: Path, options: BackendOptions) -> None:
         """Open an ONNX file that edgecls wrote.

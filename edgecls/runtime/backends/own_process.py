@@ -34,6 +34,7 @@ class OwnInEachProcess:
         self._backend: Backend | None = opened()
         self.manifest, self.name = self._backend.manifest, self._backend.name
         self.n_lanes, self.runs_in_caller = self._backend.n_lanes, self._backend.runs_in_caller
+        self.wants_whole_batches = self._backend.wants_whole_batches
         self._lock = threading.Lock()
         self._is_closed = False
         _OPEN.add(self)

@@ -26,6 +26,7 @@ class Backend(Protocol):
         manifest: what the file says about itself.
         name: engine and device, for reports, e.g. `onnxruntime-cpu`.
         n_lanes: inferences that really run at the same time; calls beyond wait.
+        wants_whole_batches: whether a batch of another size than the last one costs much more than filling it up.
         runs_in_caller: whether it computes in the calling thread. Else the caller only waits, and its core wants
             somebody else to work on it.
     """
@@ -34,6 +35,7 @@ class Backend(Protocol):
     name: str
     n_lanes: int
     runs_in_caller: bool
+    wants_whole_batches: bool
 
     def infer(self, images: Pixels, times: StageTimes | None = None) -> NDArray[np.float32]:
         """(n, h, w, 3) uint8 RGB, n >= 1 -> logits (n, n_classes) float32.

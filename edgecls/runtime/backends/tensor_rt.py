@@ -74,6 +74,7 @@ class TensorRtBackend:
 
     n_lanes = 1
     runs_in_caller = False
+    wants_whole_batches = False
 
     def __init__(self, engine: Path, options: BackendOptions) -> None:
         """Open an engine with its record beside it. (The options are for CPUs and change nothing here.)

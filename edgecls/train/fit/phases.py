@@ -321,7 +321,7 @@ class Phases:
         return Phase(
             name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss,
             patience=recipe.patience if self.deadline is None else 0,  # all of a planned time is used
-            clip=recipe.clip, accumulate=recipe.accumulate, ema=recipe.ema, lookahead=self.recipe.lookahead,
+            clip=recipe.clip, accumulate=recipe.accumulate, ema=self.recipe.ema, lookahead=self.recipe.lookahead,
         )  # fmt: skip
 
     def _with_rate(self, phase: Phase, train: Batches, val: Batches) -> Phase:

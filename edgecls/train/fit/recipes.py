@@ -42,6 +42,9 @@ _UNEVEN_VIEWS: Final = 8_000
 _VIEWS_AT: Final = 224  # pixels a side
 _FINE_TUNING_EPOCHS: Final = (4, 40)  # the least, and the most for a few pictures
 _LAYER_DECAY: Final = 0.85
+# About ten steps. By three seeds it turned fine-tuning of cats and dogs from 0.2 points below the head to 0.5 above it;
+# on weather, uneven CIFAR-10 and inspection photos it changed nothing that two seeds agreed on.
+_EMA: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Recipe:
         layer_decay: rate of a stage as a share of the next one's.
         keeps_statistics: whether batch norms stay in evaluation mode while their weights are fine-tuned.
         lookahead: steps of the other epochs between returns to the slow weights; 0 never returns.
+        ema: decay of the moving average of the weights in all phases; 0 for none.
         are_views_open: whether the user has said nothing about how pictures are varied.
     """
 
@@ -113,6 +117,7 @@ class Recipe:
     layer_decay: float
     keeps_statistics: bool
     lookahead: int
+    ema: float
     are_views_open: bool
 
 
@@ -146,10 +151,13 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
     views = augmentation(names, options.augmentation.erase, options.augmentation.crop_area)
     keeps: NormStatistics = transfer.norm_statistics or "keep"
     decay = (1.0 if from_scratch else _LAYER_DECAY) if transfer.layer_decay is None else transfer.layer_decay
+    # a planned time may turn to the last stages, which are cut off and know no average
+    is_averaged = rest is not None and not (from_scratch or is_partial or recipe.minutes)
+    ema = (_EMA if is_averaged else 0.0) if recipe.ema is None else recipe.ema
     made = _filled(recipe, usual, survey, first)
     made = replace(
-        made, epochs=None if recipe.minutes else epochs, batch_size=batch_size, lr=None if recipe.find_lr else peak,
-        lookahead=made.lookahead if rest else recipe.lookahead,
+        made, ema=ema, epochs=None if recipe.minutes else epochs, batch_size=batch_size,
+        lr=None if recipe.find_lr else peak, lookahead=made.lookahead if rest else recipe.lookahead,
     )  # fmt: skip
     filled = replace(
         options,
@@ -179,6 +187,7 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
         layer_decay=decay,
         keeps_statistics=keeps == "keep" and not from_scratch,
         lookahead=made.lookahead or 0,
+        ema=ema,
         are_views_open=options.augmentation == AugmentOptions(),
     )
 
@@ -210,6 +219,7 @@ def chosen(recipe: Recipe, survey: Survey) -> str:
         weights = "all weights" if what == "all" else f"the stages {what}"
         number = "" if recipe.options.recipe.minutes else f"{recipe.rest_epochs} epochs of "
         kept = ", batch norms keep their statistics" if recipe.keeps_statistics else ""
+        kept += f", moving average {recipe.ema:g}" if recipe.ema else ""
         views = ", ".join(recipe.augmentation.operations) or "none"
         parts.append(
             f"{number}{weights} at {recipe.rest.lr:.2g} ({recipe.rest.name}{kept}), pictures varied by: {views}"

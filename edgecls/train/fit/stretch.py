@@ -76,7 +76,7 @@ def stretch_of(
     drawing = Drawing(recipe.options.data_use.seed, recipe.balance == "sampling", recipe.augmentation, mixing)
     are_varied = recipe.augmentation.operations or recipe.augmentation.erase or mixing
     # the averaged weights of a moving average are a copy, which a cut network knows nothing of
-    if which != "all" and not (are_varied or is_taught or recipe.options.recipe.ema):
+    if which != "all" and not (are_varied or is_taught or recipe.ema):
         cached = _activations(classifier, pictures, recipe, machine)
         if cached:
             say(f"the activations in front of {which} are computed once: pictures are not varied")
