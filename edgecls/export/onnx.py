@@ -16,12 +16,20 @@ from onnx import compose, helper
 from torch import Tensor, nn
 
 from edgecls.errors import ExportError, ParityError
-from edgecls.export.adopt.foreign import drop_unused_domains
-from edgecls.export.graphs.graph import HEAD_PREFIX, INPUT, OPSET, OUTPUT, PIXEL_SCALE, embed_manifest
-from edgecls.export.session import session_of
+from edgecls.export.graphs.graph import (
+    HEAD_PREFIX,
+    INPUT,
+    OPSET,
+    OUTPUT,
+    PIXEL_SCALE,
+    drop_unused_domains,
+    embed_manifest,
+)
+from edgecls.export.graphs.session import session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.manifest import Manifest
-from edgecls.runs import atomic_path
+from edgecls.runs import Run, atomic_path
+from edgecls.train.networks.checkpoint import load_checkpoint
 from edgecls.train.networks.features import quiet_exporter
 from edgecls.train.networks.models import PixelClassifier
 from edgecls.train.networks.onnx_head import FEATURES, OnnxHead
@@ -49,6 +57,16 @@ class _Deployed(nn.Module):
         for layer in layers:
             x = x if isinstance(layer, OnnxHead) else layer(x)
         return cast(Tensor, x)
+
+
+def onnx_from_run(run: Run, manifest: Manifest, out: Path) -> None:
+    """Write the FP32 graph of a run's checkpoint, as `onnx_from_checkpoint` does.
+
+    Raises:
+        RunError: the checkpoint is missing, damaged, or of another run.
+        ExportError: PyTorch cannot export this network in any way.
+    """
+    onnx_from_checkpoint(load_checkpoint(run), manifest, out)
 
 
 def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: Path) -> None:

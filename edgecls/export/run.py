@@ -34,7 +34,7 @@ from edgecls.export.judge.gate import GateOptions, Int8, meet_gate, noise
 from edgecls.export.judge.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, pixels_of, speeds
 from edgecls.export.judge.parity import Parity, check_parity, compared
 from edgecls.export.judge.temperature import fit_temperature
-from edgecls.export.onnx import onnx_from_checkpoint
+from edgecls.export.onnx import onnx_from_run
 from edgecls.export.staging import commit, commit_report, staging
 from edgecls.golden import Golden
 from edgecls.images import Pixels
@@ -58,7 +58,6 @@ from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.evidence import check_evidence
-from edgecls.train.networks.checkpoint import load_checkpoint
 
 AUTO: Final = "auto"
 
@@ -323,7 +322,7 @@ class _Work:
             shutil.copyfile(self.run.path(file.name), file)
         else:
             self.progress.on_step(f"fp32: {CHECKPOINT} -> {file.name}")
-            onnx_from_checkpoint(load_checkpoint(self.run), self.manifest, file)
+            onnx_from_run(self.run, self.manifest, file)
         if not np.isfinite(self.golden.logits).all():
             raise ExportError(
                 f"{self.run.folder}: the network itself answers its golden images with numbers that are not finite, so "

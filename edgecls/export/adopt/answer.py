@@ -13,7 +13,7 @@ from onnx import helper
 
 from edgecls.errors import ExportError, OptionError
 from edgecls.export.adopt.foreign import Network, with_output
-from edgecls.export.session import Floats, run_session, session_of
+from edgecls.export.graphs.session import Floats, run_session, session_of
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 

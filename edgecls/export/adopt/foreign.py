@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, inliner
 
 from edgecls.errors import ExportError, RunError
 from edgecls.export.adopt.foreign_input import Layout, read_input
+from edgecls.export.graphs.graph import all_nodes, drop_unused_domains, plain_domain
 from edgecls.manifest import METADATA_KEY
 
 _QUANTIZED: Final = frozenset(
@@ -67,7 +68,7 @@ def read_network(file: Path, layout: Layout | None = None, image_size: int | Non
         model = inliner.inline_local_functions(model)
     _refuse_other_precisions(model, file)
     drop_unused_domains(model)
-    foreign = sorted({f"{node.op_type} of {node.domain}" for node in model.graph.node if _plain(node.domain)})
+    foreign = sorted({f"{node.op_type} of {node.domain}" for node in model.graph.node if plain_domain(node.domain)})
     if foreign:
         raise ExportError(
             f"{file}: has operators outside the ONNX standard ({', '.join(foreign)}); export without them"
@@ -120,7 +121,7 @@ def _refuse_other_precisions(model: onnx.ModelProto, file: Path) -> None:
 def _refuse_training_mode(model: onnx.ModelProto, file: Path) -> None:
     """In training mode a batch norm takes its statistics from the batch, and what drops branches draws numbers."""
     opset = model.opset_import[0].version
-    nodes = list(_nodes(model.graph))
+    nodes = list(all_nodes(model.graph))
     n_norms = sum(_is_training(node, opset) for node in nodes)
     random = sorted(_RANDOM & {node.op_type for node in nodes})
     if not (n_norms or random):
@@ -144,7 +145,7 @@ def _is_training(node: onnx.NodeProto, opset: int) -> bool:
 
 def _turn_off_dropout(graph: onnx.GraphProto) -> int:
     """Without its two last inputs a Dropout hands on what it is given; returns how many were told to drop."""
-    trained = [node for node in _nodes(graph) if node.op_type == "Dropout" and len(node.input) > _RATIO_AND_INPUT]
+    trained = [node for node in all_nodes(graph) if node.op_type == "Dropout" and len(node.input) > _RATIO_AND_INPUT]
     for node in trained:
         del node.input[1:]
     return len(trained)
@@ -181,28 +182,3 @@ def _read_by(node: onnx.NodeProto) -> list[str]:
     """Names that a node reads, those that its branches and loops capture included."""
     bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     return [*node.input, *(name for body in bodies for inner in body.node for name in _read_by(inner))]
-
-
-def drop_unused_domains(model: onnx.ModelProto) -> None:
-    """Leave one entry for each domain that a node uses, the standard's first; ONNX Runtime lists all it knows."""
-    used = set(_domains(model.graph))
-    versions = {_plain(opset.domain): opset.version for opset in model.opset_import}
-    kept = [helper.make_opsetid(domain, versions[domain]) for domain in sorted(used & set(versions))]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-
-
-def _plain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-def _domains(graph: onnx.GraphProto) -> Iterator[str]:
-    return (_plain(node.domain) for node in _nodes(graph))
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of branches and loops included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            yield from _nodes(attribute.g)

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgecls.errors import ExportError, OptionError
-from edgecls.export.session import run_session, session_of
+from edgecls.export.graphs.session import run_session, session_of
 
 Layout = Literal["nchw", "nhwc"]
 

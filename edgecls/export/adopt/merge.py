@@ -14,9 +14,9 @@ from onnx import TensorProto, compose, helper, numpy_helper, shape_inference, ve
 
 from edgecls.errors import ExportError, RunError
 from edgecls.export.adopt.answer import Answer, normalised
-from edgecls.export.adopt.foreign import Network, drop_unused_domains, with_output
-from edgecls.export.graphs.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE
-from edgecls.export.session import Floats, run_session, session_of
+from edgecls.export.adopt.foreign import Network, with_output
+from edgecls.export.graphs.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE, drop_unused_domains
+from edgecls.export.graphs.session import Floats, run_session, session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing

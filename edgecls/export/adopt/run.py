@@ -26,7 +26,7 @@ from edgecls.export.adopt.label_lines import Listed
 from edgecls.export.adopt.labels import by_index, read_labels
 from edgecls.export.adopt.merge import Merged, merge
 from edgecls.export.graphs.graph import embed_manifest
-from edgecls.export.session import Floats
+from edgecls.export.graphs.session import Floats
 from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Interpolation, Manifest, Preprocessing, Resize

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import onnx
+from onnx import helper
 
 from edgecls.manifest import METADATA_KEY, Manifest
 
@@ -26,3 +28,25 @@ def embed_manifest(graph: onnx.ModelProto, manifest: Manifest) -> None:
     kept = [entry for entry in graph.metadata_props if entry.key != METADATA_KEY]
     del graph.metadata_props[:]
     graph.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())])
+
+
+def drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Leave one entry for each domain that a node uses, the standard's first; ONNX Runtime lists all it knows."""
+    used = {plain_domain(node.domain) for node in all_nodes(model.graph)}
+    versions = {plain_domain(opset.domain): opset.version for opset in model.opset_import}
+    kept = [helper.make_opsetid(domain, versions[domain]) for domain in sorted(used & set(versions))]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def plain_domain(domain: str) -> str:
+    """The standard's domain by its usual name, which is empty; any other as it is."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes of a graph, those inside branches and loops included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g)
