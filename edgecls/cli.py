@@ -262,19 +262,19 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Write the FP16 graph.")] = False,
     engine: Annotated[bool, typer.Option("--engine", help="Build a TensorRT engine from the best file that passed.")] = False,
     calibration: Annotated[Optional[Path], typer.Option(help="Folder or CSV of the images that set the INT8 ranges.", show_default="the training split")] = None,
-    calibration_images: Annotated[int, typer.Option(help="How many of them, at most.")] = 512,
-    method: Annotated[Method, typer.Option(help="How a tensor's values become its range; auto: mse, or the best of all where that leaves much noise.")] = Method.auto,
-    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Calibrate on validation or test images too.")] = False,
-    validation: Annotated[Optional[Path], typer.Option(help="Class folders or CSV that the gate is measured on.", show_default="the validation split")] = None,
-    max_drop: Annotated[float, typer.Option(help="Points of top-1 that a file may lose to FP32.")] = 1.0,
-    min_speedup: Annotated[float, typer.Option(help="Speed of INT8 on this CPU over FP32's, at the least.")] = 1.0,
-    time_budget: Annotated[float, typer.Option(help="Seconds for giving layers back to float where INT8 loses more.")] = 600.0,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch of the engine.")] = "1,16,64",
-    compute_capability: Annotated[Optional[str], typer.Option(help="Of the engine's GPU, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of the calibration images.")] = 0,
+    calibration_images: Annotated[int, typer.Option(help="Largest number of calibration images.")] = 512,
+    method: Annotated[Method, typer.Option(help="How the values of a tensor become its range. auto takes mse, and the best of all methods where mse leaves much noise.")] = Method.auto,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Allow calibration images that are validation or test images too.")] = False,
+    validation: Annotated[Optional[Path], typer.Option(help="Class folders or CSV of the images that the gate is measured on.", show_default="the validation split")] = None,
+    max_drop: Annotated[float, typer.Option(help="Percentage points of top-1 accuracy that a file may lose against FP32.")] = 1.0,
+    min_speedup: Annotated[float, typer.Option(help="Smallest speed of INT8 on this CPU, as a multiple of the speed of FP32.")] = 1.0,
+    time_budget: Annotated[float, typer.Option(help="Seconds that may be spent on giving layers back to float where INT8 loses too much.")] = 600.0,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch of the engine, with commas.")] = "1,16,64",
+    compute_capability: Annotated[Optional[str], typer.Option(help="Compute capability of the GPU that the engine is for, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
+    seed: Annotated[int, typer.Option(help="Seed that the calibration images are drawn by.")] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Write a run's model files, compare them with the checkpoint and each other. Exit code 1: the gate is missed."""
+    """Write the model files of a run, and compare them with the checkpoint and with each other. The exit code is 1 where the gate is missed."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls export", "train"):
         from edgecls.calibration.sample import SampleOptions
@@ -314,12 +314,12 @@ def export(
 @app.command()
 def engine(
     model: Annotated[str, typer.Argument(help="A run folder or an ONNX file.")] = "latest",
-    precision: Annotated[Precision, typer.Option(help="auto: the best that passed export's gate.")] = Precision.auto,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,16,64",
-    optimization_level: Annotated[int, typer.Option(help="0 builds fastest, 5 searches longest.")] = 3,
-    dla: Annotated[MaybeInt, typer.Option(help="DLA core to run on; what it cannot run goes to the GPU.", show_default="none")] = None,
-    hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; slower.")] = False,
-    compute_capability: Annotated[Optional[str], typer.Option(help="Of another GPU, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
+    precision: Annotated[Precision, typer.Option(help="Precision of the engine. auto takes the best that passed the gate of export.")] = Precision.auto,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch, with commas.")] = "1,16,64",
+    optimization_level: Annotated[int, typer.Option(help="How long the builder searches: 0 builds fastest, 5 gives the fastest engine.")] = 3,
+    dla: Annotated[MaybeInt, typer.Option(help="Number of the DLA core to run on. Layers that it cannot run go to the GPU.", show_default="none")] = None,
+    hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="Build an engine that runs on every GPU from Ampere on. It is slower.")] = False,
+    compute_capability: Annotated[Optional[str], typer.Option(help="Compute capability of another GPU to build for, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Build a TensorRT engine on the device that will run it."""
@@ -343,31 +343,31 @@ def engine(
 
 @app.command()
 def predict(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders, patterns, lists (.txt, .csv, - for standard input), videos, cameras (0, /dev/video0, a GStreamer pipeline).")],
-    model: Annotated[list[str], typer.Option(help="A run folder, an ONNX file or an engine; several vote.")] = ["latest"],  # noqa: B006
-    precision: Annotated[Precision, typer.Option(help="auto: what export measured as best.")] = Precision.auto,
-    device: Annotated[Device, typer.Option(help="auto: the fastest here; cpu and cuda are ONNX Runtime.")] = Device.auto,
-    batch_size: Annotated[MaybeInt, typer.Option(help="Images an inference, views counted.", show_default="8 on a CPU, 32 on a GPU")] = None,
-    top_k: Annotated[int, typer.Option(help="Answers a row.")] = 1,
-    tta: Annotated[Optional[str], typer.Option(help="Views an image, with commas: flip, flips, five-crop, ten-crop, shifts, scales, rotate, blur.", show_default="none")] = None,
-    tta_combine: Annotated[Combine, typer.Option(help="Mean probability, mean logit or vote of the views.")] = Combine.probability,
-    vote: Annotated[Vote, typer.Option(help="Of several models; weighted: by validation accuracy, soft: mean probability.")] = Vote.majority,
-    tie_break: Annotated[str, typer.Option(help="probability, or the model whose word counts on a tie.")] = "probability",
-    min_confidence: Annotated[float, typer.Option(help="Below this probability no label is given.")] = 0.0,
-    labels: Annotated[Optional[Path], typer.Option(help="CSV (path,label) with the true labels.", show_default="class folders tell")] = None,
-    frame_step: Annotated[int, typer.Option(help="Of a video every how many-th frame.")] = 1,
-    max_frames: Annotated[MaybeInt, typer.Option(help="Of a video or camera, at most.", show_default="all")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="File for the rows; - is standard output.", show_default="predictions.csv, .jsonl or .parquet")] = None,
-    row_format: Annotated[Optional[RowFormat], typer.Option("--format", help="Of the rows.", show_default="by the name of --out, else csv")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that a killed run left.")] = False,
-    submission: Annotated[Optional[Path], typer.Option(help="CSV file for file name and label.", show_default="none")] = None,
-    sort_into: Annotated[Optional[Path], typer.Option(help="Folder that gets the images in a folder a label.", show_default="none")] = None,
-    sort_by: Annotated[SortBy, typer.Option(help="Copies or symbolic links.")] = SortBy.copy,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders, patterns, lists (.txt, .csv, or - for standard input), videos, cameras (0, /dev/video0, or a GStreamer pipeline).")],
+    model: Annotated[list[str], typer.Option(help="A run folder, an ONNX file or an engine. Repeat the flag to let several models vote.")] = ["latest"],  # noqa: B006
+    precision: Annotated[Precision, typer.Option(help="Precision of the model file. auto takes what export measured as best.")] = Precision.auto,
+    device: Annotated[Device, typer.Option(help="What runs the model. auto takes the fastest here; cpu and cuda are ONNX Runtime.")] = Device.auto,
+    batch_size: Annotated[MaybeInt, typer.Option(help="Batch size, counting each view as an image.", show_default="8 on a CPU, 32 on a GPU")] = None,
+    top_k: Annotated[int, typer.Option(help="Number of answers in each row.")] = 1,
+    tta: Annotated[Optional[str], typer.Option(help="Views of each image, with commas: flip, flips, five-crop, ten-crop, shifts, scales, rotate, blur.", show_default="none")] = None,
+    tta_combine: Annotated[Combine, typer.Option(help="How the views become one answer: mean probability, mean logit, or a vote.")] = Combine.probability,
+    vote: Annotated[Vote, typer.Option(help="How several models become one answer: majority; soft is the mean probability; weighted counts each vote by validation accuracy.")] = Vote.majority,
+    tie_break: Annotated[str, typer.Option(help="Who decides a tie: probability, or the name of one of the models.")] = "probability",
+    min_confidence: Annotated[float, typer.Option(help="Smallest probability of an answer. Images below it get no label.")] = 0.0,
+    labels: Annotated[Optional[Path], typer.Option(help="CSV with the true labels, in the columns path and label.", show_default="told by class folders")] = None,
+    frame_step: Annotated[int, typer.Option(help="Read every N-th frame of a video.")] = 1,
+    max_frames: Annotated[MaybeInt, typer.Option(help="Largest number of frames of a video or camera.", show_default="all")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="File for the rows. - is standard output.", show_default="predictions.csv, .jsonl or .parquet")] = None,
+    row_format: Annotated[Optional[RowFormat], typer.Option("--format", help="Format of the rows.", show_default="told by the name of --out, else csv")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue with the rows that a stopped run left.")] = False,
+    submission: Annotated[Optional[Path], typer.Option(help="CSV file for file name and label alone.", show_default="none")] = None,
+    sort_into: Annotated[Optional[Path], typer.Option(help="Empty folder to sort the images into, with one folder for each label.", show_default="none")] = None,
+    sort_by: Annotated[SortBy, typer.Option(help="Sort by copies or by symbolic links.")] = SortBy.copy,
     report: Annotated[Optional[Path], typer.Option(help="JSON file for accuracy and latency.", show_default="none")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Label images: one row per input, and where the time went. Exit code 3: some could not be read."""
+    """Label images: write one row for each input, and say where the time went. The exit code is 3 where an input could not be read."""
     to_stdout = out == Path("-")
     if report == Path("-"):
         raise OptionError("--report - : the report goes to a file; --json prints it")
@@ -425,7 +425,7 @@ def verify(
     run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
     as_json: AsJson = False,
 ) -> None:
-    """Every model file of a run against its golden answers, on every backend here. Exit code 1: one differs."""
+    """Compare every model file of a run with its golden answers, on every backend here. The exit code is 1 where one differs."""
     console = _console(data_on_stdout=as_json)
     from edgecls.export.judge.verify import verify as verify_run
     from edgecls.tables.verify import verified
@@ -442,17 +442,17 @@ def verify(
 @app.command()
 def bench(
     model: Annotated[str, typer.Argument(help="A run folder, an ONNX file or an engine.")] = "latest",
-    batch_sizes: Annotated[str, typer.Option(help="Images an inference, with commas.")] = "1,4,16,64",
-    precision: Annotated[list[Precision], typer.Option(help="May be repeated; auto: all that the device is meant for.")] = [Precision.auto],  # noqa: B006
-    device: Annotated[list[Device], typer.Option(help="May be repeated; auto: all here.")] = [Device.auto],  # noqa: B006
-    seconds: Annotated[float, typer.Option(help="To measure each row, warm-up not counted.")] = 2.0,
-    lanes: Annotated[MaybeInt, typer.Option(help="Inferences at a time on a CPU for img/s; latency is that of one.", show_default="one a core")] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Time every layer, at the smallest batch.")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="JSON file for all of it.", show_default="none")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="PNG file for accuracy over latency.", show_default="none")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure, with commas.")] = "1,4,16,64",
+    precision: Annotated[list[Precision], typer.Option(help="Precision to measure. Repeat the flag for several; auto takes all that the device is meant for.")] = [Precision.auto],  # noqa: B006
+    device: Annotated[list[Device], typer.Option(help="Device to measure. Repeat the flag for several; auto takes all that are here.")] = [Device.auto],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each row, after the warm-up.")] = 2.0,
+    lanes: Annotated[MaybeInt, typer.Option(help="Number of calls at the same time on a CPU, for images per second. Latency is always that of one call.", show_default="one for each core")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Measure the time of every layer too, at the smallest batch.")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="JSON file for all results.", show_default="none")] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="PNG file for a plot of accuracy over latency.", show_default="none")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Speed, memory and start-up of a model on this machine, by precision, backend and batch. Exit code 1: one did not run."""
+    """Measure speed, memory and start-up of a model on this machine, for each precision, backend and batch size. The exit code is 1 where one did not run."""
     console = _console(data_on_stdout=as_json)
     from edgecls.bench import run as library
     from edgecls.tables.bench import benched
@@ -477,12 +477,12 @@ def bench(
 
 @app.command()
 def pretrained(
-    model: Annotated[str, typer.Argument(help="efficientnet_lite0, a torchvision classifier, or timm/NAME.")],
-    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the weights' own")] = None,
+    model: Annotated[str, typer.Argument(help="Name of the network: efficientnet_lite0, lite1 or lite2, a torchvision classifier, or timm/NAME.")],
+    image_size: Annotated[MaybeInt, typer.Option(help="Height and width of the input in pixels.", show_default="the weights' own")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Make a run of published ImageNet weights with their own labels: nothing is trained."""
+    """Make a run from published ImageNet weights with their own labels. Nothing is trained."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls pretrained", "train"):
         from edgecls.tables.made import pretrained
@@ -497,20 +497,20 @@ def pretrained(
 
 @app.command()
 def adopt(
-    file: Annotated[Path, typer.Argument(help="Somebody else's float classifier in ONNX.")],
-    labels: Annotated[Optional[Path], typer.Option(help="Text file with a label a line (numbered or not), or JSON.", show_default="the file's own")] = None,
-    image_size: Annotated[MaybeInt, typer.Option(help="Side of the square input in pixels.", show_default="the file's own")] = None,
-    mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Per RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
-    std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Likewise.", show_default="the file's own")] = None,
+    file: Annotated[Path, typer.Argument(help="An ONNX file with a float classifier.")],
+    labels: Annotated[Optional[Path], typer.Option(help="Text file with one label in each line (numbered or not), or JSON.", show_default="the file's own")] = None,
+    image_size: Annotated[MaybeInt, typer.Option(help="Height and width of the input in pixels.", show_default="the file's own")] = None,
+    mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Mean of each RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
+    std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Standard deviation of each RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
     resize: Annotated[Optional[Resize], typer.Option(help="How the picture is resized: shortest keeps its proportions and cuts off what is too long, squash changes them, pad keeps them and adds a border.", show_default="shortest")] = None,
     crop_fraction: Annotated[Optional[float], typer.Option(help="Share of the resized picture that the centre crop keeps.", show_default="0.875")] = None,
     interpolation: Annotated[Optional[Interpolation], typer.Option(help="How the resize computes a pixel.", show_default="bilinear")] = None,
-    layout: Annotated[Optional[Layout], typer.Option(help="Order of the input's axes: channels second or last.", show_default="as the network takes it")] = None,
-    output: Annotated[Optional[str], typer.Option(help="Name of the output to take.", show_default="the one that fits the labels")] = None,
+    layout: Annotated[Optional[Layout], typer.Option(help="Order of the axes of the input: nchw has the channels second, nhwc last.", show_default="as the network takes it")] = None,
+    output: Annotated[Optional[str], typer.Option(help="Name of the output to use.", show_default="the one that fits the labels")] = None,
     out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-adopted-<file>")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Make a run of an ONNX classifier that edgecls did not train; its preprocessing goes into the graph."""
+    """Make a run from an ONNX classifier that edgecls did not train. Its preprocessing goes into the graph."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls adopt", "train"):
         from edgecls.export.adopt.run import AdoptOptions
@@ -532,7 +532,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the images, the run and the rows.")] = Path("edgecls-demo"),
     as_json: AsJson = False,
 ) -> None:
-    """The three commands on scikit-learn's handwritten digits: no data and no network needed."""
+    """Run the three commands on the handwritten digits of scikit-learn. This needs no data and no network."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls demo", "train"):
         from edgecls.demo import demo as run_demo

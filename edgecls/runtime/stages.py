@@ -22,7 +22,7 @@ LOADING: Final[tuple[Stage, ...]] = ("read", "decode", "preprocess")
 
 @dataclass(frozen=True)
 class StageSummary:
-    """Milliseconds an image; `share` is the stage's part of all stages' time, 0 to 1."""
+    """Milliseconds per image; `share` is the stage's part of all stages' time, 0 to 1."""
 
     p50_ms: float
     p90_ms: float
@@ -47,7 +47,7 @@ class StageTimes:
                 self.add(stage, sum(each) / 1000, n_images)
 
     def mean_ms(self, stage: Stage) -> float:
-        """Milliseconds an image; 0 for a stage that did not take place."""
+        """Milliseconds per image; 0 for a stage that did not take place."""
         times = self._ms[stage]
         return sum(times) / len(times) if times else 0.0
 

@@ -104,7 +104,7 @@ class ViewTally:
         )
         p_value = mcnemar_p_value(together.broken, together.fixed)
         is_worth_it = together.gained > 0 and p_value < _SIGNIFICANT
-        cost = f"{100 * together.gained:+.2f} points of accuracy for {together.added_ms:.1f} ms more an image"
+        cost = f"{100 * together.gained:+.2f} points of accuracy for {together.added_ms:.1f} ms more for each image"
         chance = f"p = {p_value:.2g} on {self.n:,} images"
         verdict = f"worth it: {cost} ({chance})" if is_worth_it else f"not worth it here: {cost} ({chance})"
         return TtaReport(self.n, tuple(views), together, p_value, is_worth_it, verdict)

@@ -45,7 +45,7 @@ def _prediction_facts(report: PredictReport) -> Table:
 
 
 def _stages(report: PredictReport) -> Table:
-    stages = Table(title="Milliseconds an image", title_justify="left", caption_justify="left")
+    stages = Table(title="Milliseconds per image", title_justify="left", caption_justify="left")
     stages.add_column("stage")
     for name in ("p50", "p90", "p99", "share"):
         stages.add_column(name, justify="right")
@@ -67,7 +67,7 @@ def _views(tta: TtaReport | None) -> Iterator[Table | str]:
         return
     table = Table(title=f"Views, {tta.n:,} images with a known label", title_justify="left", box=box.SIMPLE)
     table.add_column("view")
-    for name in ("top-1", "points gained", "fixed", "broken", "ms more"):
+    for name in ("top-1", "points gained", "fixed", "broken", "ms added"):
         table.add_column(name, justify="right")
     for view in (*tta.views, tta.all):
         is_plain = view is tta.views[0]

@@ -219,4 +219,4 @@ def test_views_that_fix_enough_are_worth_it() -> None:
     report = tally.report(["plain", "mirror"], "probability", 2.0)
     assert report is not None
     assert (report.is_worth_it, report.all.fixed, report.all.broken) == (True, 20, 0)
-    assert report.verdict.startswith("worth it: +20.00 points of accuracy for 2.0 ms more an image (p = ")
+    assert report.verdict.startswith("worth it: +20.00 points of accuracy for 2.0 ms more for each image (p = ")
