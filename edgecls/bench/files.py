@@ -9,9 +9,9 @@ from typing import Final
 
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.manifest import Precision
-from edgecls.records import TextFile
 from edgecls.runs import EXPORT, MODEL_FILES
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
+from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.protocol import BackendOptions, Device
 from edgecls.runtime.backends.selection import AskedPrecision, Candidate, can_run, select
@@ -121,15 +121,9 @@ def accuracies_of(path: Path) -> dict[Precision, Accuracy]:
         RunError: export.json is damaged.
     """
     folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
-    file = next((each / EXPORT for each in folders if (each / EXPORT).is_file()), None)
-    if file is None:
-        return {}
-    try:
-        precisions = TextFile(file, RunError, "it is damaged: run edgecls export again").json_object()["precisions"]
-        return {
-            precision: Accuracy(each["accuracy"], each["agreement"], each["n_images"])
-            for precision, each in precisions.items()
-            if each["accuracy"] is not None and each["n_images"]
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file}: damaged, so no accuracy can be read from it; run edgecls export again") from error
+    run = next((each for each in folders if (each / EXPORT).is_file()), folders[0])
+    return {
+        precision: Accuracy(each.accuracy, each.agreement, each.n_images)
+        for precision, each in ExportRecord.read(run).files.items()
+        if each.accuracy is not None and each.n_images
+    }

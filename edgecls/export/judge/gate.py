@@ -16,6 +16,7 @@ from edgecls.errors import OptionError
 from edgecls.export.graphs.equalise import equalised
 from edgecls.export.graphs.int8 import FLAVOURS, Flavour, layers, quantized
 from edgecls.images import Pixels
+from edgecls.runtime.backends.export_record import within_gate
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 
@@ -44,8 +45,8 @@ class GateOptions:
             raise OptionError(f"--time-budget {self.time_budget}: expected 0 seconds or more")
 
     def allows(self, drop: float) -> bool:
-        """Whether a drop (a fraction) is within the gate; a hair above is rounding, not accuracy."""
-        return 100 * drop <= self.max_drop + 1e-9
+        """Whether a drop (a fraction) is within the gate."""
+        return within_gate(drop, self.max_drop)
 
 
 @dataclass(frozen=True)

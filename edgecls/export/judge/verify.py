@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from edgecls.export.judge.float16_error import float16_tolerance
 from edgecls.export.judge.parity import compared
 from edgecls.golden import TOLERANCE, Golden
 from edgecls.manifest import Precision
-from edgecls.runs import EXPORT, LATEST, MODEL_FILES, Run, find_run, sha256_of
+from edgecls.runs import LATEST, MODEL_FILES, Run, find_run, sha256_of
+from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.runtime.backends.selection import Candidate, can_run
 
@@ -138,14 +138,16 @@ def _check(run: Run, candidate: Candidate, golden: Golden, allowed: float, agree
 def _expected(run: Run, precision: Precision, largest: float) -> tuple[float, float]:
     """The logit difference allowed, and the top-1 agreement asked for: as at export, with room for other kernels."""
     try:
-        then = json.loads(run.path(EXPORT).read_text(encoding="utf-8"))["precisions"][precision]["golden"]
-        # null where the answers were not finite, which float refuses
-        off, agreement, n = float(then["max_logit_difference"]), then["agreement"], then["n_images"]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = ExportRecord.read(run.folder).files.get(precision)
+    except RunError:  # it is listed among what has changed
+        record = None
+    then = record.golden if record else None
+    if then is None:
         return _ALLOWED[precision] * largest, 1.0 if precision == "fp32" else 0.75
     if precision == "fp32":
         return TOLERANCE * largest, 1.0
-    return _MORE_THAN_AT_EXPORT * off + TOLERANCE * largest, max(agreement - 1 / n, _LEAST_AGREEMENT)
+    allowed = _MORE_THAN_AT_EXPORT * then.max_logit_difference + TOLERANCE * largest
+    return allowed, max(then.agreement - 1 / then.n_images, _LEAST_AGREEMENT)
 
 
 def _float16_share(file: Path) -> float:

@@ -10,13 +10,14 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from edgecls.errors import RunError, some
 from edgecls.golden import Golden, relative_difference
 from edgecls.manifest import Manifest, Precision
-from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, read_json
+from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
+from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.external_data import check_external_data
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.protocol import Backend
@@ -137,25 +138,20 @@ def _check_hash(file: Path, digest: str, run: Run) -> Proof:
     listed = run.manifest.files.get(file.name)
     if listed not in (None, digest):
         return "another"
-    measured = _measured(run, file)
-    for name, value in (("sha256", digest), ("bytes", file.stat().st_size)):
-        if measured.get(name) and measured[name] != value:
+    try:
+        measured = ExportRecord.read(run.folder).files.get(_PRECISION_OF[file.name])
+    except RunError:  # for those to tell who want what it says
+        measured = None
+    for name, said, value in (
+        ("sha256", measured and measured.sha256, digest),
+        ("bytes", measured and measured.bytes, file.stat().st_size),
+    ):
+        if said and said != value:
             raise RunError(
-                f"{run.path(EXPORT)} is not about this {file.name} (it says {name} {measured[name]}, the file has "
-                f"{value}), so nothing was measured of it. {_cure(run)}"
+                f"{run.path(EXPORT)} is not about this {file.name} (it says {name} {said}, the file has {value}), so "
+                f"nothing was measured of it. {_cure(run)}"
             )
     return "hash" if listed else "none"
-
-
-def _measured(run: Run, file: Path) -> Mapping[str, Any]:
-    """What export.json says of a file; nothing where it cannot be read, which is for others to tell."""
-    if not os.path.isfile(run.path(EXPORT)):
-        return {}
-    try:
-        measured = read_json(run.path(EXPORT))["precisions"][_PRECISION_OF[file.name]]
-    except (RunError, KeyError, TypeError):
-        return {}
-    return measured if isinstance(measured, dict) else {}
 
 
 def _check_engine(file: Path, run: Run) -> None:

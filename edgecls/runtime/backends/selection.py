@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -23,10 +23,10 @@ from edgecls.golden import Golden
 from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.processor import cpu_name, int8_sums_overflow
-from edgecls.records import TextFile
-from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
+from edgecls.runs import ENGINES, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
 from edgecls.runtime.backends.belonging import another, answers_as, check_belongs
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX
+from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
 from edgecls.runtime.backends.open_vino import OpenVinoBackend
@@ -215,7 +215,7 @@ def _precision_of(file: Path) -> Precision:
 def _engine_of(run: Path, precision: AskedPrecision) -> Path | None:
     if not (run / ENGINES).is_dir():
         return None
-    measured = _measured(run)
+    measured = ExportRecord.read(run)
     wanted: Sequence[Precision] = [measured.engine_from, *measured.passed] if precision == "auto" else [precision]
     return next((file for each in wanted if (file := find_engine(run / ENGINES, each))), None)
 
@@ -228,7 +228,7 @@ def _file_for(path: Path, precision: AskedPrecision, device: Device) -> Path:
         return _file_of(path, "int8" if device == "tensorrt" else "int8-cpu")
     if precision != "auto":
         return _file_of(path, precision)
-    measured = _measured(path)
+    measured = ExportRecord.read(path)
     if device == "tensorrt":
         return _file_of(path, measured.engine_from)
     if device == "cuda":  # it runs INT8 as float between Quantize and Dequantize: slower than float alone
@@ -260,53 +260,8 @@ def file_for_engine(path: Path, precision: AskedPrecision) -> Path:
             if inside != precision:
                 raise OptionError(f"--precision {precision}: {path} is {inside}; leave the flag out")
         return path
-    chosen = _measured(path).engine_from if precision == "auto" else precision
+    chosen = ExportRecord.read(path).engine_from if precision == "auto" else precision
     return _belonging(path, Candidate(_file_of(path, chosen), "tensorrt")).file
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a run's export found.
-
-    Attributes:
-        serves: the precision for CPUs.
-        engine_from: the precision that engines are built from.
-        passed: the precisions that lose no more than the gate allows.
-    """
-
-    serves: Precision = "fp32"
-    engine_from: Precision = "fp32"
-    passed: tuple[Precision, ...] = ("fp32",)
-
-
-def _measured(run: Path) -> _Measured:
-    """What the run's export found; fp32 alone where nothing was measured.
-
-    Raises:
-        RunError: it cannot be read; to take fp32 for it would hide that INT8 is lost.
-    """
-    path = run / EXPORT
-    if not path.exists():
-        return _Measured()
-    try:
-        cure = "it is damaged: run edgecls export again, or name a precision: --precision fp32"
-        values = TextFile(path, RunError, cure).json_object()
-        allowed = values["gate"]["max_drop"] / 100 + 1e-9
-        passed = tuple(
-            precision
-            for precision, each in values["precisions"].items()
-            if not (each.get("not_finite") or each.get("overflows"))
-            and (each["paired"] is None or each["paired"]["drop"] <= allowed)
-        )
-        named = (values["serves"], values["engine_from"], *passed)
-        if not set(named) <= set(get_args(Precision)):
-            raise ValueError(f"unknown precisions {named}")
-        return _Measured(named[0], named[1], passed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{path}: damaged, so which precision is best is unknown; run edgecls export again, or name one: "
-            "--precision fp32"
-        ) from error
 
 
 def _fastest(

@@ -27,7 +27,7 @@ from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.run import ExportOptions, ExportResult, export
 from edgecls.golden import Golden
 from edgecls.runs import MODEL_FILES, Run
-from edgecls.runtime.backends import selection
+from edgecls.runtime.backends.export_record import ExportRecord
 
 SAMPLE = SampleOptions(32)
 ANYTHING = GateOptions(max_drop=100, min_speedup=0, time_budget=0)
@@ -81,7 +81,7 @@ def test_what_float16_cannot_hold_misses_the_gate_by_name(run: Run, damage: Call
         assert not result.precisions[precision].doubts  # type: ignore[index]
     assert result.engine_from == "fp32"
     assert set(MODEL_FILES.values()) <= set(run.manifest.files)
-    assert selection._measured(run.folder).passed == ("fp32", "int8-cpu")
+    assert ExportRecord.read(run.folder).passed == ("fp32", "int8-cpu")
 
 
 def test_a_network_that_fits_float16_is_not_suspected(exported_run: Path) -> None:
