@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -280,27 +279,20 @@ def export(
         from edgecls.calibration.sample import SampleOptions
         from edgecls.export.engine import EngineOptions
         from edgecls.export.judge.gate import GateOptions
-        from edgecls.export.run import ExportOptions, Progress
-        from edgecls.export.run import export as export_run
-        from edgecls.runs import members_of
+        from edgecls.export.options import ExportOptions
+        from edgecls.export.run import export_members
         from edgecls.runtime.backends.engine_file import BatchProfile
         from edgecls.tables.export import exported, exported_members
-        from edgecls.tables.progress import progress_bar
+        from edgecls.tables.progress import export_progress
     sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
     gate = GateOptions(max_drop, min_speedup, time_budget)
     engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
     options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
     results = []
-    for member in members_of(run):
-        with progress_bar(console, "export") as bar:
-            progress = Progress(
-                console.print,
-                lambda title, n, bar=bar: bar.reset(bar.task_ids[0], total=n, description=title),  # type: ignore[misc]
-                lambda n, bar=bar: bar.advance(bar.task_ids[0], n),  # type: ignore[misc]
-            )
-            results.append(export_run(replace(options, run=str(member)), progress))
+    for result in export_members(options, lambda member: export_progress(console)):
+        results.append(result)
         if not as_json:
-            console.print(*exported(results[-1]), sep="\n")
+            console.print(*exported(result), sep="\n")
     if len(results) > 1 and not as_json:
         console.print(exported_members(results))
     verdict = "missed" if any(result.verdict == "missed" for result in results) else results[0].verdict

@@ -14,7 +14,10 @@ from sklearn.model_selection import train_test_split
 
 from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
-from edgecls.export.run import ExportOptions, ExportResult, Progress, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.progress import Progress
+from edgecls.export.result import ExportResult
+from edgecls.export.run import export
 from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.output.rows import RowsOptions
 from edgecls.runtime.predict import PredictOptions, PredictReport, predict

@@ -49,7 +49,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CNN that was trained and exported with INT8: the run folder, the photos beside it in `photos`."""
     from edgecls.calibration.sample import SampleOptions
-    from edgecls.export.run import ExportOptions, export
+    from edgecls.export.options import ExportOptions
+    from edgecls.export.run import export
     from edgecls.options import from_flat
     from edgecls.train.options import TrainOptions
     from edgecls.train.run import train

@@ -20,7 +20,7 @@ from edgecls.calibration.sample import SampleOptions
 from edgecls.export.adopt.run import AdoptOptions
 from edgecls.export.engine import EngineOptions
 from edgecls.export.judge.gate import GateOptions
-from edgecls.export.run import ExportOptions
+from edgecls.export.options import ExportOptions
 from edgecls.runtime.backends.engine_file import BatchProfile
 from edgecls.runtime.classifier import ClassifierOptions
 from edgecls.runtime.ensemble import VoteOptions

@@ -14,7 +14,7 @@ import edgecls
 TORCH = ("torch", "torchvision", "lightning", "timm")
 
 # modules that may load torch: training, the export from torch, and those that call them
-NEEDS_TORCH = ("edgecls.train", "edgecls.export.onnx", "edgecls.export.run", "edgecls.demo")
+NEEDS_TORCH = ("edgecls.train", "edgecls.export.onnx", "edgecls.export.work", "edgecls.export.run", "edgecls.demo")
 
 BLOCK = f"""
 import sys

@@ -13,7 +13,7 @@ from edgecls.tables.common import PRECISION_NAMES, facts_table, percent, percent
 
 if TYPE_CHECKING:
     from edgecls.export.judge.measure import Measurement
-    from edgecls.export.run import ExportResult
+    from edgecls.export.result import ExportResult
     from edgecls.metrics import PairedDifference
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    pass
+from edgecls.export.progress import Progress as ExportProgress
 
 
 @contextmanager
@@ -23,3 +21,15 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
     with bar:
         bar.add_task(title, total=None)
         yield bar
+
+
+@contextmanager
+def export_progress(console: Console) -> Iterator[ExportProgress]:
+    """The lines of an export above a bar for each of its passes over images."""
+    with progress_bar(console, "export") as bar:
+        (task,) = bar.task_ids
+        yield ExportProgress(
+            console.print,
+            lambda title, n: bar.reset(task, total=n, description=title),
+            lambda n: bar.advance(task, n),
+        )

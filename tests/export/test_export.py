@@ -17,7 +17,8 @@ from edgecls.datasets import read_split
 from edgecls.errors import ParityError, RunError
 from edgecls.export.graphs.graph import PIXEL_SCALE
 from edgecls.export.judge.parity import check_parity
-from edgecls.export.run import ExportOptions, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.run import export
 from edgecls.golden import Golden
 from edgecls.manifest import METADATA_KEY, Manifest
 from edgecls.runs import Run, sha256_of

@@ -24,7 +24,9 @@ from edgecls.export.graphs.fp16 import half
 from edgecls.export.judge.float16 import halves, overflows, ranges_of
 from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.temperature import fit_temperature
-from edgecls.export.run import ExportOptions, ExportResult, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.result import ExportResult
+from edgecls.export.run import export
 from edgecls.golden import Golden
 from edgecls.runs import MODEL_FILES, Run
 from edgecls.runtime.backends.export_record import ExportRecord
@@ -92,16 +94,16 @@ def test_a_network_that_fits_float16_is_not_suspected(exported_run: Path) -> Non
 def test_a_file_whose_answers_are_not_finite_misses_the_gate_and_the_others_are_written(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgecls.export import run as export_run
+    from edgecls.export import work as export_work
 
-    def broken(self: export_run._Work, precision: str) -> None:
+    def broken(self: export_work.Work, precision: str) -> None:
         answer(self, precision)
         if precision == "int8":
             self.logits["int8"][::2, 1] = np.nan
             self.logits["int8"][1::2] = np.inf
 
-    answer = export_run._Work._answer
-    monkeypatch.setattr(export_run._Work, "_answer", broken)
+    answer = export_work.Work._answer
+    monkeypatch.setattr(export_work.Work, "_answer", broken)
     result = export(
         ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=GateOptions(1, min_speedup=0, time_budget=0))
     )

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from edgecls.cli import app
 from edgecls.errors import EdgeclsError, OptionError, RunError
 from edgecls.export.graphs.graph import embed_manifest
-from edgecls.export.run import ExportOptions, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.run import export
 from edgecls.golden import Golden
 from edgecls.manifest import Manifest
 from edgecls.runs import CHECKPOINT, GOLDEN, MANIFEST, METRICS, MODEL_FILES, Run, write_text

@@ -14,7 +14,8 @@ import torch
 
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError, TrainingError
 from edgecls.export.engine import EngineOptions
-from edgecls.export.run import ExportOptions, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.run import export
 from edgecls.golden import Golden
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from edgecls import cli
 from edgecls.datasets import read_split, stratified_folds
 from edgecls.errors import DatasetError, MissingExtra, OptionError, RunError, TrainingError
-from edgecls.export.run import ExportOptions, export
+from edgecls.export.options import ExportOptions
+from edgecls.export.run import export
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.predict import PredictOptions, predict
