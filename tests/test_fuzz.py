@@ -25,7 +25,7 @@ from edgecls.runtime.pipeline import Frame
 from edgecls.runtime.stages import peak_memory_mb
 
 SECONDS: Final = float(os.environ.get("EDGECLS_FUZZ_SECONDS", "30"))
-SLOWEST: Final = 2.0  # seconds a file
+SLOWEST: Final = 2.0  # seconds of CPU a file, so that a busy machine changes nothing
 MOST_MEMORY_MB: Final = 1_000
 REFUSED_SHARE: Final = 0.01
 
@@ -109,7 +109,7 @@ def test_damaged_pictures_are_errors_or_pictures_that_pillow_reads_too() -> None
     chance, memory = random.Random(14), peak_memory_mb()
     n_read = n_refused = n_errors = 0
     for data in (damaged(whole, chance) for whole in itertools.cycle(seeds())):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             pixels = images.decode(data)
         except ImageError:
@@ -119,7 +119,7 @@ def test_damaged_pictures_are_errors_or_pictures_that_pillow_reads_too() -> None
             assert (pixels.ndim, pixels.shape[2]) == (3, 3)
             n_read += 1
             n_refused += not pillow_reads(data)
-        assert time.perf_counter() - started < SLOWEST
+        assert time.process_time() - started < SLOWEST
         if time.perf_counter() > end:
             break
     assert min(n_read, n_errors) > 50
@@ -141,9 +141,9 @@ def test_damaged_videos_end(tmp_path: Path) -> None:
     for suffix, whole in itertools.cycle(wholes):
         path = tmp_path / f"damaged{suffix}"
         path.write_bytes(damaged(whole, chance))
-        started = time.perf_counter()
+        started = time.process_time()
         *shown, last = video.frames(str(path), most=100)
-        assert time.perf_counter() - started < SLOWEST
+        assert time.process_time() - started < SLOWEST
         assert all(isinstance(each, Frame) for each in shown)
         assert last.name
         n_files += 1
