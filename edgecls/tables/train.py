@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def epoch_line(epoch: Epoch) -> str:
     """What an epoch gave, in a line of 80 characters at most; recall is the mean over the classes."""
     train, validation, recall = (
-        f"{100 * share:.1f} %" for share in (epoch.train_accuracy, epoch.val_accuracy, epoch.val_recall)
+        f"{100 * share:.3g}" for share in (epoch.train_accuracy, epoch.val_accuracy, epoch.val_recall)
     )
+    seconds = f"{epoch.seconds:.1f}" if epoch.seconds < 10 else f"{epoch.seconds:.0f}"
     return (
         f"epoch {epoch.epoch:2d} {epoch.phase:5s} loss {epoch.train_loss:.3f}, training {train}, "
-        f"validation {validation}, recall {recall}, {epoch.seconds:.1f} s"
+        f"validation {validation}, recall {recall} %, {seconds} s"
     )
 
 
