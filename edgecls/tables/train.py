@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def epoch_line(epoch: Epoch) -> str:
     """What an epoch gave, in a line of 80 characters at most; recall is the mean over the classes."""
     train, validation, recall = (
-        f"{100 * share:.3g}" for share in (epoch.train_accuracy, epoch.val_accuracy, epoch.val_recall)
+        f"{100 * share:.1f}".replace("100.0", "100")  # so that the line fits
+        for share in (epoch.train_accuracy, epoch.val_accuracy, epoch.val_recall)
     )
     seconds = f"{epoch.seconds:.1f}" if epoch.seconds < 10 else f"{epoch.seconds:.0f}"
     return (
