@@ -26,7 +26,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.threads: set[int] = set()
+        self.threads: list[set[int]] = []  # of each session: the number of a thread that has ended is given again
         self.n_preloaded = 0
 
     def preload(self) -> None:
@@ -36,7 +36,8 @@ class Calls:
 
 class OnCuda:
     def __init__(self, calls: Calls, model: Any, settings: Any, **options: Any) -> None:
-        self._calls = calls
+        self._calls, self._threads = calls, set[int]()
+        calls.threads.append(self._threads)
         self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +47,7 @@ class OnCuda:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def run(self, names: Any, given: dict[str, Any]) -> Any:
-        self._calls.threads.add(threading.get_ident())
+        self._threads.add(threading.get_ident())
         self._calls.sizes.append(len(given["images"]))
         return self._session.run(names, given)
 
@@ -78,8 +79,8 @@ def test_one_thread_calls_the_gpu_with_batches_of_one_size(
         expected = [next(classifier.answers([frame])).members[0].probabilities[0] for frame in frames]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert calls.sizes[:6] == [batch_size] * 6  # 21 pictures in batches of four: the last is filled up
-    assert len(calls.threads) == 2  # one for each classifier
-    assert threading.get_ident() not in calls.threads
+    assert [len(threads) for threads in calls.threads] == [1, 1]  # one for each classifier
+    assert all(threading.get_ident() not in threads for threads in calls.threads)
     assert calls.n_preloaded == 2
     assert capsys.readouterr().out == ""
 
