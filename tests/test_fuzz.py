@@ -25,7 +25,9 @@ from edgecls.runtime.pipeline import Frame
 from edgecls.runtime.stages import peak_memory_mb
 
 SECONDS: Final = float(os.environ.get("EDGECLS_FUZZ_SECONDS", "30"))
-SLOWEST: Final = 2.0  # seconds of CPU a file, so that a busy machine changes nothing
+# Seconds of CPU a file, so that a busy machine changes nothing. A WebP whose damaged header asks for as many pixels as
+# are allowed takes one; the others are for slower machines.
+SLOWEST: Final = 5.0
 MOST_MEMORY_MB: Final = 1_000
 REFUSED_SHARE: Final = 0.01
 
@@ -113,13 +115,15 @@ def test_damaged_pictures_are_errors_or_pictures_that_pillow_reads_too() -> None
         try:
             pixels = images.decode(data)
         except ImageError:
+            pixels = None
+        assert time.process_time() - started < SLOWEST
+        if pixels is None:
             n_errors += 1
         else:
             assert pixels.dtype == np.uint8
             assert (pixels.ndim, pixels.shape[2]) == (3, 3)
             n_read += 1
             n_refused += not pillow_reads(data)
-        assert time.process_time() - started < SLOWEST
         if time.perf_counter() > end:
             break
     assert min(n_read, n_errors) > 50
