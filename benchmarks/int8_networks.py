@@ -15,9 +15,9 @@ from pathlib import Path
 from edgecls.calibration.sample import SampleOptions
 from edgecls.export.judge.measure import Measurement
 from edgecls.export.options import ExportOptions
-from edgecls.export.progress import Progress
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
+from edgecls.progress import Progress
 from edgecls.runs import find_run
 
 COLUMNS = ["network", "images", "file", "top-1", "as FP32", "broken, fixed", "points lost (95 %)", "img/s", "MB"]

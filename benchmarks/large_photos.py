@@ -26,9 +26,8 @@ from edgecls.metrics import wilson_interval
 from edgecls.prefetch import n_cores
 from edgecls.runs import find_run
 from edgecls.runtime.backends.protocol import DEVICES
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
+from edgecls.runtime.predict import predict
 
 MEGAPIXELS = 12
 

@@ -22,10 +22,10 @@ from networks import CACHE, EDGECLS, arguments_of, data_folder, link, mobilenet_
 
 from edgecls import images
 from edgecls.images import find_images
+from edgecls.progress import Progress
 from edgecls.runtime.backends.protocol import DEVICES
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
+from edgecls.runtime.predict import predict
 
 
 def small_jpegs(temporary: Path) -> list[Path]:
@@ -49,13 +49,13 @@ def sample(folder: Path, model: str, device: str, few: int) -> None:
     found = {}
     n = 0
 
-    def on_start(count: int | None) -> None:
+    def on_pass(title: str, count: int | None) -> None:
         found["start"] = resident_mb()
         found["inputs"] = count or 0
 
-    def on_image() -> None:
+    def on_images(count: int) -> None:
         nonlocal n
-        n += 1
+        n += count
         if n in (few, found["inputs"]):
             found["few" if n == few else "many"] = resident_mb()
 
@@ -65,7 +65,7 @@ def sample(folder: Path, model: str, device: str, few: int) -> None:
         ClassifierOptions(device=device),  # type: ignore[arg-type]
         rows=RowsOptions(out=folder.parent / "sampled.csv"),
     )
-    predict(options, on_start=on_start, on_image=on_image)
+    predict(options, Progress(on_pass=on_pass, on_images=on_images))
     print(json.dumps(found))
 
 

@@ -42,10 +42,10 @@ from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runs import MODEL_FILES
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
-from edgecls.runtime.backends.protocol import Backend, BackendOptions, Device
-from edgecls.runtime.classifier import CPU_BATCH_SIZE, ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.classifier import CPU_BATCH_SIZE
+from edgecls.runtime.options import ClassifierOptions, Device, PredictOptions, RowsOptions
+from edgecls.runtime.predict import predict
 from edgecls.runtime.stages import peak_memory_mb
 
 NAMES: dict[Device, str] = {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}

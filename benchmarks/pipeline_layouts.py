@@ -34,9 +34,9 @@ from edgecls.runs import MODEL_FILES
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.options import TtaOptions
 from edgecls.runtime.pipeline import Member, answers
 from edgecls.runtime.stages import StageTimes
-from edgecls.runtime.views import TtaOptions
 
 BATCHES = (4, 8, 16)
 

@@ -48,11 +48,9 @@ from edgecls import images
 from edgecls.images import find_images
 from edgecls.prefetch import batches, n_cores
 from edgecls.runtime.backends.open_vino import has_openvino
-from edgecls.runtime.backends.protocol import Device
-from edgecls.runtime.backends.selection import AskedPrecision
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import AskedPrecision, ClassifierOptions, Device, PredictOptions, RowsOptions
+from edgecls.runtime.predict import predict
 
 OURS: dict[str, tuple[Device, AskedPrecision]] = {
     "edgecls, ONNX Runtime": ("cpu", "fp32"),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
@@ -21,6 +21,7 @@ from edgecls import __version__
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.flags import flags
 from edgecls.options import flag_name
+from edgecls.runtime.options import PredictOptions
 from edgecls.tables.streams import expect_open, expect_working_folder, make_fit
 from edgecls.train.options import TrainOptions
 
@@ -169,6 +170,13 @@ def _print_json(values: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _show(console: Console, as_json: bool, result: Any, lines: Callable[[], Iterable[Any]]) -> None:
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.print(*lines(), sep="\n")
+
+
 @contextmanager
 def _needs_extra(command: str, extra: str) -> Iterator[None]:
     """Say which extra brings the package that an import in this block did not find."""
@@ -283,13 +291,13 @@ def export(
         from edgecls.export.run import export_members
         from edgecls.runtime.backends.engine_file import BatchProfile
         from edgecls.tables.export import exported, exported_members
-        from edgecls.tables.progress import export_progress
+        from edgecls.tables.progress import progress_on
     sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
     gate = GateOptions(max_drop, min_speedup, time_budget)
     engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
     options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
     results = []
-    for result in export_members(options, lambda member: export_progress(console)):
+    for result in export_members(options, lambda member: progress_on(console)):
         results.append(result)
         if not as_json:
             console.print(*exported(result), sep="\n")
@@ -334,80 +342,26 @@ def engine(
 
 
 @app.command()
-def predict(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders, patterns, lists (.txt, .csv, or - for standard input), videos, cameras (0, /dev/video0, or a GStreamer pipeline).")],
-    model: Annotated[list[str], typer.Option(help="A run folder, an ONNX file or an engine. Repeat the flag to let several models vote.")] = ["latest"],  # noqa: B006
-    precision: Annotated[Precision, typer.Option(help="Precision of the model file. auto takes what export measured as best.")] = Precision.auto,
-    device: Annotated[Device, typer.Option(help="What runs the model. auto takes the fastest here; cpu and cuda are ONNX Runtime.")] = Device.auto,
-    batch_size: Annotated[MaybeInt, typer.Option(help="Batch size, counting each view as an image.", show_default="8 on a CPU, 32 on a GPU")] = None,
-    top_k: Annotated[int, typer.Option(help="Number of answers in each row.")] = 1,
-    tta: Annotated[Optional[str], typer.Option(help="Views of each image, with commas: flip, flips, five-crop, ten-crop, shifts, scales, rotate, blur.", show_default="none")] = None,
-    tta_combine: Annotated[Combine, typer.Option(help="How the views become one answer: mean probability, mean logit, or a vote.")] = Combine.probability,
-    vote: Annotated[Vote, typer.Option(help="How several models become one answer: majority; soft is the mean probability; weighted counts each vote by validation accuracy.")] = Vote.majority,
-    tie_break: Annotated[str, typer.Option(help="Who decides a tie: probability, or the name of one of the models.")] = "probability",
-    min_confidence: Annotated[float, typer.Option(help="Smallest probability of an answer. Images below it get no label.")] = 0.0,
-    labels: Annotated[Optional[Path], typer.Option(help="CSV with the true labels, in the columns path and label.", show_default="told by class folders")] = None,
-    frame_step: Annotated[int, typer.Option(help="Read every N-th frame of a video.")] = 1,
-    max_frames: Annotated[MaybeInt, typer.Option(help="Largest number of frames of a video or camera.", show_default="all")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="File for the rows. - is standard output.", show_default="predictions.csv, .jsonl or .parquet")] = None,
-    row_format: Annotated[Optional[RowFormat], typer.Option("--format", help="Format of the rows.", show_default="told by the name of --out, else csv")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue with the rows that a stopped run left.")] = False,
-    submission: Annotated[Optional[Path], typer.Option(help="CSV file for file name and label alone.", show_default="none")] = None,
-    sort_into: Annotated[Optional[Path], typer.Option(help="Empty folder to sort the images into, with one folder for each label.", show_default="none")] = None,
-    sort_by: Annotated[SortBy, typer.Option(help="Sort by copies or by symbolic links.")] = SortBy.copy,
-    report: Annotated[Optional[Path], typer.Option(help="JSON file for accuracy and latency.", show_default="none")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(PredictOptions, arguments=("source",))
+def predict(options: PredictOptions, given: frozenset[str], as_json: AsJson = False) -> None:
     """Label images: write one row for each input, and say where the time went. The exit code is 3 where an input could not be read."""
-    to_stdout = out == Path("-")
-    if report == Path("-"):
-        raise OptionError("--report - : the report goes to a file; --json prints it")
+    to_stdout = options.rows.file is None
     if to_stdout and as_json:
         raise OptionError("--json and --out - both want standard output; write the rows to a file")
-    if "-" in sources:
+    if "-" in options.sources:
         expect_open(sys.stdin, "standard input", "- reads a list of images from it")
     console = _console(data_on_stdout=as_json or to_stdout)
-    from edgecls.runtime import predict as library
-    from edgecls.runtime.classifier import ClassifierOptions
-    from edgecls.runtime.ensemble import VoteOptions
-    from edgecls.runtime.input.sources import SourceOptions
-    from edgecls.runtime.output.outputs import OutputOptions
-    from edgecls.runtime.output.rows import RowsOptions
-    from edgecls.runtime.views import TtaOptions
+    from edgecls.runtime.predict import predict as answer
     from edgecls.tables.predict import predicted
-    from edgecls.tables.progress import progress_bar
+    from edgecls.tables.progress import progress_on
 
-    asked: Any = row_format.value if row_format else None
-    rows = None if to_stdout else out or Path(f"predictions.{asked or 'csv'}")
-    options = library.PredictOptions(
-        tuple(sources),
-        tuple(model),
-        ClassifierOptions(precision.value, device.value, batch_size, tta=TtaOptions.parse(tta, tta_combine.value)),
-        VoteOptions(vote.value, tie_break),
-        SourceOptions(labels, frame_step, max_frames),
-        RowsOptions(rows, asked, resume),
-        OutputOptions(submission, sort_into, sort_by.value),
-        top_k,
-        min_confidence,
-        report,
-        strict,
-    )
     try:
-        with progress_bar(_progress_console(), "images") as bar:
-            result = library.predict(
-                options,
-                on_start=lambda n: bar.update(bar.task_ids[0], total=n),
-                on_image=lambda: bar.advance(bar.task_ids[0]),
-                on_note=lambda line: bar.console.print(line, style="dim"),
-            )
+        with progress_on(_progress_console()) as progress:
+            result = answer(options, progress)
     except KeyboardInterrupt:
-        typer.echo("stopped" + ("" if rows is None else "; the same command with --resume goes on"), err=True)
+        typer.echo("stopped" + ("" if to_stdout else "; the same command with --resume goes on"), err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(*predicted(result), sep="\n")
+    _show(console, as_json, result, lambda: predicted(result))
     if result.errors:
         raise typer.Exit(EXIT_ROW_ERRORS)
 

@@ -15,12 +15,11 @@ from sklearn.model_selection import train_test_split
 from edgecls.errors import RunError
 from edgecls.evaluate.figures import draw_training
 from edgecls.export.options import ExportOptions
-from edgecls.export.progress import Progress
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, PredictReport, predict
+from edgecls.progress import Progress
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
+from edgecls.runtime.predict import PredictReport, predict
 from edgecls.tables.export import exported as exported_table
 from edgecls.tables.predict import predicted as predicted_table
 from edgecls.tables.train import epoch_line, training

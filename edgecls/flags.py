@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Optional, TypeVar, get_args, get_origin
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Optional, TypeVar, get_args, 
 import typer
 
 from edgecls.errors import OptionError
-from edgecls.options import Flag, flags_of, from_flat, read_flat, without_none
+from edgecls.options import Flag, flag_name, flags_of, from_flat, read_flat, without_none
 
 _Options = TypeVar("_Options")
 _FILE: Final = "options_file"
@@ -54,47 +55,69 @@ def flags(
 
 
 def _file_parameter() -> inspect.Parameter:
-    told = typer.Option("--options", help="A JSON file of options, such as a run's recipe.json; flags win.")
+    told = typer.Option(
+        "--options",
+        help="A JSON file of options and their values, such as recipe.json of a training. Flags win over it.",
+    )
     return inspect.Parameter(
         _FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[Path], told]
     )
 
 
 def _parameter(flag: Flag, is_argument: bool) -> inspect.Parameter:
+    """What typer makes the flag of; what it has no kind for is text, which `_parsed` reads."""
     kind, optional = without_none(flag.type)
-    default, shown = flag.default, flag.shown or True
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        kind = Enum(flag.name, {str(choice): str(choice) for choice in choices}, type=str)  # type: ignore[misc, no-redef]
-        default = None if default is None else kind(default)
-    elif get_origin(kind) is tuple:
-        kind, optional, default = str, True, ",".join(map(str, default)) if default else None
+    default, metavar = flag.default, None
+    if get_origin(kind) is tuple and flag.repeat:
+        kind = list[_choice(flag.name, get_args(kind)[0])]  # type: ignore[misc]
+        default = default if default is MISSING else list(default)
+    elif _has_commas(kind) or hasattr(kind, "parse"):
+        default = _text(default)
+        kind, optional, metavar = str, True, "A,B"
+    else:
+        kind = _choice(flag.name, kind)
+    shown: dict[str, Any] = {"help": flag.help, "show_default": flag.shown or True}
     told: Any
     if is_argument:
-        told = typer.Argument(help=flag.help, show_default=shown)
+        told = typer.Argument(metavar=flag.name.upper() if flag.repeat else None, **shown)
     else:
         panel = flag.panel if flag.part else None
-        metavar = "A,B" if get_origin(without_none(flag.type)[0]) is tuple else None
-        name = "--" + flag.name.replace("_", "-")
-        told = typer.Option(name, help=flag.help, show_default=shown, rich_help_panel=panel, metavar=metavar)
+        told = typer.Option(flag_name(flag.name), metavar=metavar, rich_help_panel=panel, **shown)
     annotation = Annotated[Optional[kind] if optional else kind, told]  # type: ignore[valid-type]
+    default = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _choice(name: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return Enum(name, {str(choice): str(choice) for choice in get_args(kind)}, type=str)
+    return kind if isinstance(kind, type) else str  # `str | Path` is text
+
+
+def _has_commas(kind: Any) -> bool:
+    return get_origin(kind) is tuple and get_args(kind)[-1] is ...
+
+
+def _text(default: Any) -> str | None:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or None
+    return None if default is None else str(default)
 
 
 def _parsed(flag: Flag, value: Any) -> Any:
     """What the command line gave, as an options file would say it."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     kind, _ = without_none(flag.type)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if get_origin(kind) is not tuple or value is None:
-        return value
+    if not _has_commas(kind) or value is None:
+        return _plain(value)
     each = get_args(kind)[0]
     try:
         return [each(word.strip()) for word in value.split(",") if word.strip()]
     except ValueError as error:
-        name = flag.name.replace("_", "-")
-        raise OptionError(
-            f"--{name} {value}: expected {each.__name__} values with commas between, no spaces"
-        ) from error
+        name = flag_name(flag.name)
+        raise OptionError(f"{name} {value}: expected {each.__name__} values with commas between, no spaces") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value

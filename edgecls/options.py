@@ -9,22 +9,43 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgecls.errors import OptionError
 from edgecls.records import TextFile
 
 _T = TypeVar("_T")
-_HELP: Final = "help"
-_SHOWN: Final = "shown"
+_FLAG: Final = "flag"  # of the metadata of a field that is one
 OPTIONS_KEY: Final = "options"  # of a file that says more than options, as recipe.json
 
 
-def option(default: _T, help: str, *, shown: str = "") -> _T:
-    """A field with its help line; `shown` is what stands for a default of None ("the weights' own")."""
-    return field(default=default, metadata={_HELP: help, _SHOWN: shown})
+@dataclass(frozen=True)
+class _Told:
+    """What a field says of itself, as `option` takes it."""
+
+    help: str
+    shown: str = ""
+    flag: str = ""
+    repeat: bool = False
+
+
+def option(default: _T, help: str, *, shown: str = "", flag: str = "", repeat: bool = False) -> _T:
+    """A field with its help.
+
+    Args:
+        shown: what stands for a default of None ("the weights' own").
+        flag: its name on the outside, where that is not the field's.
+        repeat: whether several values are given by repeating the flag, and not with commas.
+    """
+    return field(default=default, metadata={_FLAG: _Told(help, shown, flag, repeat)})
+
+
+def required(help: str, *, flag: str = "", repeat: bool = False) -> Any:
+    """A field as `option` makes it, that has no default."""
+    return field(metadata={_FLAG: _Told(help, "", flag, repeat)})
 
 
 @dataclass(frozen=True)
@@ -32,8 +53,9 @@ class Flag:
     """One field of a tree of options, as the outside sees it.
 
     Attributes:
-        name: of the field; the flag is the same with hyphens.
-        type: the resolved annotation.
+        name: with underscores; the flag is the same with hyphens.
+        type: the resolved annotation of the field.
+        default: `dataclasses.MISSING` where there is none.
         part: name of the part that it belongs to; empty at the top.
         panel: the first line of that part's docstring, which groups flags in `--help`.
     """
@@ -43,6 +65,7 @@ class Flag:
     default: Any
     help: str
     shown: str
+    repeat: bool
     part: str
     panel: str
 
@@ -55,23 +78,30 @@ def flag_name(name: str) -> str:
 def flags_of(options: type[Any], part: str = "") -> Iterator[Flag]:
     """The fields of a dataclass, those of its parts among them, in the order of declaration."""
     hints = get_type_hints(options)
+    panel = (options.__doc__ or "").splitlines()[0].rstrip(".")
     for each in fields(options):
-        if is_dataclass(hints[each.name]):
+        if told := each.metadata.get(_FLAG):
+            yield Flag(
+                _name(each), hints[each.name], each.default, told.help, told.shown, told.repeat, part, panel
+            )  # fmt: skip
+        elif is_dataclass(hints[each.name]):
             yield from flags_of(hints[each.name], each.name)
-        elif _HELP in each.metadata:
-            yield _flag(each, hints[each.name], part, (options.__doc__ or "").splitlines()[0].rstrip("."))
 
 
-def _flag(each: Field[Any], hint: Any, part: str, panel: str) -> Flag:
-    return Flag(each.name, hint, each.default, each.metadata[_HELP], each.metadata[_SHOWN], part, panel)
+def _name(each: Field[Any]) -> str:
+    return cast(_Told, each.metadata[_FLAG]).flag or each.name
 
 
 def flat(options: Any) -> dict[str, Any]:
     """Name and value of every flag, as JSON values."""
-    return {
-        flag.name: _to_json(getattr(getattr(options, flag.part) if flag.part else options, flag.name))
-        for flag in flags_of(type(options))
-    }
+    found: dict[str, Any] = {}
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if _FLAG in each.metadata:
+            found[_name(each)] = _to_json(value)
+        elif is_dataclass(value):
+            found |= flat(value)
+    return found
 
 
 def from_flat(cls: type[_T], values: Mapping[str, Any], source: str) -> _T:
@@ -89,12 +119,22 @@ def from_flat(cls: type[_T], values: Mapping[str, Any], source: str) -> _T:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise OptionError(f"{source}: no such option: {', '.join(unknown)}; known are {', '.join(known)}")
-    parts: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
-        parts.setdefault(known[name].part, {})[name] = _from_json(known[name], value, source)
+    missing = [name for name, flag in known.items() if flag.default is MISSING and name not in given]
+    if missing:
+        raise OptionError(f"{source}: no {', '.join(missing)} in it; add it")
+    return _made(cls, {name: _from_json(known[name], value, source) for name, value in given.items()})
+
+
+def _made(cls: type[_T], values: Mapping[str, Any]) -> _T:
     hints = get_type_hints(cls)
-    made = {name: hints[name](**parts.get(name, {})) for name in hints if is_dataclass(hints[name])}
-    return cls(**made, **parts.get("", {}))
+    own: dict[str, Any] = {}
+    for each in fields(cls):  # type: ignore[arg-type]
+        if _FLAG in each.metadata:
+            if _name(each) in values:
+                own[each.name] = values[_name(each)]
+        elif is_dataclass(hints[each.name]):
+            own[each.name] = _made(hints[each.name], values)
+    return cls(**own)
 
 
 def read_flat(path: Path) -> dict[str, Any]:
@@ -118,34 +158,47 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _to_json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_to_json(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _from_json(flag: Flag, value: Any, source: str) -> Any:
-    hint, optional = without_none(flag.type)
+    try:
+        return _converted(flag.type, value)
+    except _Unfit as unfit:
+        raise OptionError(f"{source}: {flag.name} is {value!r}; expected {unfit}") from None
+
+
+class _Unfit(Exception):
+    """What was expected instead."""
+
+
+def _converted(annotation: Any, value: Any) -> Any:
+    hint, optional = without_none(annotation)
     if value is None and optional:
         return None
     if get_origin(hint) is Literal:
         if isinstance(value, str) and value in get_args(hint):
             return value
-        expected = ", ".join(map(str, get_args(hint)))
-    elif get_origin(hint) is tuple:
-        each = get_args(hint)[0]
+        raise _Unfit(", ".join(map(str, get_args(hint))))
+    if get_origin(hint) is tuple:
+        each, *others = get_args(hint)
         items = value if isinstance(value, list) else [value]  # one value needs no list
-        if all(_is(each, item) for item in items):
-            return tuple(items)
-        expected = f"a list of {each.__name__}"
-    elif hint is Path and isinstance(value, str) and "\0" not in value:
+        if others in ([], [...]) or len(items) == 1 + len(others):
+            with suppress(_Unfit):
+                return tuple(_converted(each, item) for item in items)
+        many = f"{1 + len(others)} " if others not in ([], [...]) else ""
+        raise _Unfit(f"a list of {many}{getattr(each, '__name__', 'names')}")
+    if hasattr(hint, "parse") and isinstance(value, str):
+        return hint.parse(value)
+    if hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
-    elif hint is float and _is(int, value) and abs(value) < sys.float_info.max:
+    if hint is float and _is(int, value) and abs(value) < sys.float_info.max:
         return float(value)
-    elif _is(hint, value):
+    if _is(hint, value):
         return value
-    else:
-        expected = getattr(hint, "__name__", str(hint))
-    raise OptionError(f"{source}: {flag.name} is {value!r}; expected {expected}")
+    raise _Unfit(getattr(hint, "__name__", str(hint)))
 
 
 def _is(kind: Any, value: Any) -> bool:

@@ -22,12 +22,6 @@ from edgecls.export.engine import EngineOptions
 from edgecls.export.judge.gate import GateOptions
 from edgecls.export.options import ExportOptions
 from edgecls.runtime.backends.engine_file import BatchProfile
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.ensemble import VoteOptions
-from edgecls.runtime.input.sources import SourceOptions
-from edgecls.runtime.output.outputs import OutputOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions
 from edgecls.train.networks.pretrained import PretrainedOptions
 
 runner = CliRunner()
@@ -56,14 +50,8 @@ RENAMED = {"format": "row_format", "n_images": "calibration_images", "source": "
         (cli.engine, [EngineOptions], {"batch"}),
         (cli.pretrained, [PretrainedOptions], {"model"}),
         (cli.adopt, [AdoptOptions], {"file"}),
-        # rows go to standard output from Python and to predictions.csv from the command line
-        (
-            cli.predict,
-            [PredictOptions, ClassifierOptions, VoteOptions, SourceOptions, RowsOptions, OutputOptions],
-            {"sources", "models", "classifier", "vote", "source", "rows", "outputs", "tta", "n_threads", "n_lanes"},
-        ),
     ],
-    ids=["export", "engine", "pretrained", "adopt", "predict"],
+    ids=["export", "engine", "pretrained", "adopt"],
 )
 def test_the_flags_have_the_defaults_of_the_library(command: Any, options: list[Any], differing: set[str]) -> None:
     flags = inspect.signature(command).parameters

@@ -17,8 +17,8 @@ import numpy as np
 from edgecls.bench.files import Accuracy
 from edgecls.bench.worker import Job, Request
 from edgecls.manifest import Precision
-from edgecls.runtime.backends.protocol import Device
 from edgecls.runtime.backends.selection import Candidate
+from edgecls.runtime.options import Device
 
 ON_CPU: Final = ("cpu", "openvino")
 

@@ -13,8 +13,9 @@ from edgecls.runs import EXPORT, MODEL_FILES
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
 from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, Device
-from edgecls.runtime.backends.selection import AskedPrecision, Candidate, can_run, select
+from edgecls.runtime.backends.protocol import BackendOptions
+from edgecls.runtime.backends.selection import Candidate, can_run, select
+from edgecls.runtime.options import AskedPrecision, Device
 
 # What each device is meant to run: INT8 for TensorRT is slow elsewhere, and so is float16 on a CPU
 _MEANT_FOR: Final[Mapping[Device, tuple[Precision, ...]]] = {

@@ -27,8 +27,7 @@ from edgecls.errors import OptionError, RunError, some
 from edgecls.manifest import Precision
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model, write_json
-from edgecls.runtime.backends.protocol import Device
-from edgecls.runtime.backends.selection import AskedPrecision
+from edgecls.runtime.options import AskedPrecision, Device
 
 _N_ROUNDS: Final = 3
 _GPU_CALLERS: Final = 2  # one copies while the other's batch is on the GPU

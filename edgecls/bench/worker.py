@@ -22,8 +22,9 @@ import numpy as np
 from edgecls.bench.layer_times import layer_times, noise
 from edgecls.errors import EdgeclsError
 from edgecls.runtime.backends.cuda import find_gpu
-from edgecls.runtime.backends.protocol import Backend, BackendOptions, Device
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.backends.selection import Candidate
+from edgecls.runtime.options import Device
 from edgecls.runtime.stages import peak_memory_mb
 
 Clock = Callable[[], float]

@@ -15,10 +15,10 @@ from pathlib import Path
 from edgecls.export.data import ExportData
 from edgecls.export.engine import build_engine, check_target
 from edgecls.export.options import ExportOptions
-from edgecls.export.progress import Progress
 from edgecls.export.result import ExportResult
 from edgecls.export.staging import commit, commit_report, staging
 from edgecls.export.work import Work
+from edgecls.progress import Progress
 from edgecls.runs import (
     ENGINES,
     EXPORT,

@@ -32,11 +32,11 @@ from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verdict import decide
 from edgecls.export.onnx import onnx_from_run
 from edgecls.export.options import AUTO, ExportOptions
-from edgecls.export.progress import Progress
 from edgecls.export.result import ExportResult
 from edgecls.golden import Golden
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Precision
+from edgecls.progress import Progress
 from edgecls.runs import (
     CALIBRATION,
     CHECKPOINT,

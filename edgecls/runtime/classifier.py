@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, get_args
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,51 +16,19 @@ from edgecls.manifest import Manifest, Precision
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model
 from edgecls.runtime.backends.belonging import check_answers
-from edgecls.runtime.backends.protocol import DEVICES, Backend, BackendOptions, Device
-from edgecls.runtime.backends.selection import AskedPrecision, select
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.backends.selection import select
+from edgecls.runtime.options import AskedPrecision, ClassifierOptions, Combine, Device, TtaOptions
 from edgecls.runtime.pipeline import Answered, Member, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
 from edgecls.runtime.stages import StageTimes
-from edgecls.runtime.views import Combine, TtaOptions
 
 CPU_BATCH_SIZE: Final = 8  # 4 to 16 are equally fast on two cores, and memory goes with it
 GPU_BATCH_SIZE: Final = 32
 
 
-@dataclass(frozen=True)
-class ClassifierOptions:
-    """Attributes:
-    precision: `auto` is what the run's export measured as best for the device; `int8` picks the graph for it.
-    device: `auto` is the fastest here of what passed the gate (`selection.select`); `cpu` and `cuda` are ONNX Runtime.
-    batch_size: images an inference, views counted; None is 8 on a CPU, 32 on a GPU.
-    n_threads: CPU threads that read, decode and infer; None is every core this process may use.
-    n_lanes: inferences at a time on a CPU, which share the threads; None is one a thread, which answers many images
-        soonest. 1 answers a single frame soonest.
-    tta: test-time augmentation.
-    """
-
-    precision: AskedPrecision = "auto"
-    device: Device = "auto"
-    batch_size: int | None = None
-    n_threads: int | None = None
-    n_lanes: int | None = None
-    tta: TtaOptions = field(default_factory=TtaOptions)
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "n_threads", "n_lanes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
-        for flag, value, known in (
-            ("precision", self.precision, get_args(AskedPrecision)),
-            ("device", self.device, DEVICES),
-        ):
-            if value not in known:
-                raise OptionError(f"--{flag} {value}: expected one of {', '.join(known)}")
-
-    @property
-    def backend(self) -> BackendOptions:
-        return BackendOptions(self.device, self.n_threads, self.n_lanes or self.n_threads or n_cores())
+def _backend_options(options: ClassifierOptions) -> BackendOptions:
+    return BackendOptions(options.device, options.n_threads, options.n_lanes or options.n_threads or n_cores())
 
 
 class Classifier(Predictor):
@@ -77,7 +44,7 @@ class Classifier(Predictor):
         self.options, self.file = options, file
         self.member = Member.of(backend, options.tta)
         self.batch_size = options.batch_size or (CPU_BATCH_SIZE if backend.name.endswith("-cpu") else GPU_BATCH_SIZE)
-        self.n_threads = options.backend.threads
+        self.n_threads = _backend_options(options).threads
         # a worker that waits for an inference elsewhere leaves its core to one more worker
         self.n_workers = self.n_threads + (0 if backend.runs_in_caller else backend.n_lanes)
         self._labels = self.manifest.labels
@@ -122,8 +89,8 @@ class Classifier(Predictor):
         on_note: Callable[[str], None] = lambda line: None,
     ) -> Classifier:
         """As `open`, with the options in one."""
-        chosen = select(find_model(model), options.precision, options.backend, on_note=on_note)
-        backend = chosen.open(options.backend)
+        chosen = select(find_model(model), options.precision, _backend_options(options), on_note=on_note)
+        backend = chosen.open(_backend_options(options))
         inside = backend.manifest.precision
         if options.precision != "auto" and not inside.startswith(options.precision):
             backend.__exit__(None, None, None)

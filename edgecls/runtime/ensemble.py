@@ -4,46 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, get_args
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecls.errors import OptionError, some
 from edgecls.manifest import Manifest
-from edgecls.runtime.backends.protocol import Device
-from edgecls.runtime.backends.selection import AskedPrecision
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import (
+    PROBABILITY,
+    AskedPrecision,
+    ClassifierOptions,
+    Combine,
+    Device,
+    TtaOptions,
+    Vote,
+    VoteOptions,
+)
 from edgecls.runtime.pipeline import Answered, Picture, answers
 from edgecls.runtime.prediction import Prediction, Predictor, no_number, one_a_picture, ranked, top_of
 from edgecls.runtime.stages import StageTimes
-from edgecls.runtime.views import Combine, TtaOptions
-from edgecls.runtime.votes import Floats, Vote, agreement, entropy, majority, soft
+from edgecls.runtime.votes import Floats, agreement, entropy, majority, soft
 
-PROBABILITY: Final = "probability"
 MAX_MEMBERS: Final = 10  # the report looks at every subset of the members: 1,023 of them
-
-
-@dataclass(frozen=True)
-class VoteOptions:
-    """Attributes:
-    vote: `majority`: every member's answer is a vote; `weighted`: a vote counts as much as its member's validation
-        accuracy; `soft`: the mean of the probabilities.
-    tie_break: the member (as named to `Ensemble.open`) that decides where labels have the same votes: of these the
-        one that it holds most probable; `probability`: the one of the highest mean probability.
-    """
-
-    vote: Vote = "majority"
-    tie_break: str = PROBABILITY
-
-    def __post_init__(self) -> None:
-        if self.vote not in get_args(Vote):
-            raise OptionError(f"--vote {self.vote}: expected one of {', '.join(get_args(Vote))}")
-        if self.vote == "soft" and self.tie_break != PROBABILITY:
-            raise OptionError(f"--tie-break {self.tie_break}: with --vote soft there are no ties; leave it out")
 
 
 class Ensemble(Predictor):

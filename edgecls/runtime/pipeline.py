@@ -23,8 +23,9 @@ from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, prefetch
 from edgecls.runtime.backends.protocol import Backend
+from edgecls.runtime.options import TtaOptions
 from edgecls.runtime.stages import StageTimes
-from edgecls.runtime.views import TtaOptions, View, combined
+from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
 
@@ -67,7 +68,7 @@ class Member:
 
     @classmethod
     def of(cls, backend: Backend, tta: TtaOptions) -> Member:
-        return cls(backend, tta, tta.views(backend.manifest.preprocessing))
+        return cls(backend, tta, views_of(tta, backend.manifest.preprocessing))
 
 
 @dataclass(frozen=True)

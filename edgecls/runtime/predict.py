@@ -7,8 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,79 +16,20 @@ import numpy as np
 from edgecls.datasets import ClassNames
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.manifest import Precision
-from edgecls.runs import LATEST, members_of, remove_leftovers, sha256_of, write_json
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.ensemble import Ensemble, VoteOptions
-from edgecls.runtime.input.sources import Source, SourceOptions, Sources, find_sources
-from edgecls.runtime.output.outputs import OutputOptions, Outputs, open_outputs
-from edgecls.runtime.output.rows import RowsOptions, open_rows, partial_of
+from edgecls.progress import Progress
+from edgecls.runs import remove_leftovers, sha256_of, write_json
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.ensemble import Ensemble
+from edgecls.runtime.input.sources import Source, Sources, find_sources
+from edgecls.runtime.options import PredictOptions
+from edgecls.runtime.output.outputs import Outputs, open_outputs
+from edgecls.runtime.output.rows import open_rows, partial_of
 from edgecls.runtime.pipeline import Answered, Picture
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 from edgecls.runtime.tally import EnsembleReport, EnsembleTally, MemberReport, TtaReport, ViewTally
 
 _FLUSHED: Final = 16  # rows after which what was written is safe from a kill
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Attributes:
-    sources: as `find_sources` takes them.
-    models: run folders, `latest`, ONNX files or engines; several vote.
-    classifier: how each of them is opened.
-    vote: how several become one answer.
-    source: labels, and frames of videos.
-    rows: where the rows go.
-    outputs: what else is written.
-    top_k: answers a row.
-    min_confidence: probability below which an image gets no label, 0 to 1.
-    report: JSON file for the report.
-    strict: stop at the first image that cannot be read.
-    """
-
-    sources: tuple[str | Path, ...]
-    models: tuple[str, ...] = (LATEST,)
-    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
-    vote: VoteOptions = field(default_factory=VoteOptions)
-    source: SourceOptions = field(default_factory=SourceOptions)
-    rows: RowsOptions = field(default_factory=RowsOptions)
-    outputs: OutputOptions = field(default_factory=OutputOptions)
-    top_k: int = 1
-    min_confidence: float = 0.0
-    report: Path | None = None
-    strict: bool = False
-
-    @cached_property
-    def members(self) -> tuple[str, ...]:
-        """The models, and in place of a folder with an ensemble those that vote in it."""
-        return tuple(str(member) for name in self.models for member in members_of(name))
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise OptionError("nothing to predict: name image files or folders")
-        if not self.models:
-            raise OptionError("no model: name a run folder or a model file")
-        if self.top_k < 1:
-            raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
-        if len(self.members) == 1 and self.vote != VoteOptions():
-            raise OptionError("--vote and --tie-break are for several models: repeat --model, or leave them out")
-        if not 0 <= self.min_confidence <= 1:
-            raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
-        written = [(file.resolve(), flag) for file, flag in self.written]
-        labels = self.source.labels
-        for file, flag in written:
-            if file.exists() and not file.is_file():
-                raise OptionError(f"{flag} {file} is a folder or a device; expected a file name")
-            if labels and file == labels.resolve():
-                raise OptionError(f"{flag} would overwrite --labels {labels}; name another file")
-        if len({file for file, _ in written}) < len(written):
-            raise OptionError(f"{' and '.join(flag for _, flag in written)} name the same file; name different ones")
-
-    @property
-    def written(self) -> list[tuple[Path, str]]:
-        """The files that are written, with their flags."""
-        named = ((self.rows.out, "--out"), (self.report, "--report"), (self.outputs.submission, "--submission"))
-        return [(file, flag) for file, flag in named if file]
 
 
 @dataclass(frozen=True)
@@ -136,38 +76,27 @@ class PredictReport:
         return asdict(self)
 
 
-def predict(
-    options: PredictOptions,
-    *,
-    on_start: Callable[[int | None], None] = lambda n: None,
-    on_image: Callable[[], None] = lambda: None,
-    on_note: Callable[[str], None] = lambda line: None,
-) -> PredictReport:
+def predict(options: PredictOptions, progress: Progress = Progress()) -> PredictReport:
     """Answer every source with one row and measure it.
-
-    Args:
-        on_start: called with the number of inputs; None where it is not known, as of a stream.
-        on_image: called after each row, for a progress bar.
-        on_note: called with a line where choosing a device takes time.
 
     Raises:
         ImageError: with `strict`, at the first image that cannot be read; the rows so far are left in `<out>.partial`.
         RunError: a file cannot be written; the rows so far are left in `<out>.partial`.
         DatasetError, OptionError, MissingExtra: before anything is written.
     """
-    with _open(options, on_note) as model:
+    with _open(options, progress.on_step) as model:
         sources = find_sources(options.sources, ClassNames.of(model.manifest), options.source)
         if options.rows.resume and sources.is_live:
             raise OptionError("--resume: a camera cannot be gone on with; leave it out")
         _keep_inputs(options, sources)
         if options.outputs.sort_into:
             remove_leftovers(options.outputs.sort_into)
-        if options.rows.resume and options.rows.out and not partial_of(options.rows.out).exists():
-            on_note(
-                f"--resume: no rows of a stopped run beside {options.rows.out}, so this starts with the first input"
+        if options.rows.resume and options.rows.file and not partial_of(options.rows.file).exists():
+            progress.on_step(
+                f"--resume: no rows of a stopped run beside {options.rows.file}, so this starts with the first input"
             )
-        on_start(sources.count)
-        return _Prediction(options, model, sources, on_image).run()
+        progress.on_pass("images", sources.count)
+        return _Prediction(options, model, sources, progress).run()
 
 
 def _open(options: PredictOptions, on_note: Callable[[str], None]) -> Classifier | Ensemble:
@@ -181,9 +110,9 @@ class _Prediction:
     """One call of `predict`: the counts that become its report."""
 
     def __init__(
-        self, options: PredictOptions, model: Classifier | Ensemble, sources: Sources, on_image: Callable[[], None]
+        self, options: PredictOptions, model: Classifier | Ensemble, sources: Sources, progress: Progress
     ) -> None:
-        self.options, self.model, self.sources, self.on_image = options, model, sources, on_image
+        self.options, self.model, self.sources, self.progress = options, model, sources, progress
         self.top_k = min(options.top_k, len(model.manifest.labels))
         self.index = {label: index for index, label in enumerate(model.manifest.labels)}
         self.times = StageTimes()
@@ -218,14 +147,14 @@ class _Prediction:
         return self._report(time.perf_counter() - started)
 
     def _kept_rows(self) -> str:
-        out = self.options.rows.out
+        out = self.options.rows.file
         has_partial = out is not None and self.options.rows.kind != "parquet" and self.images
         return f"; --resume goes on with the {self.images:,} rows so far" if has_partial else ""
 
     def _made_by(self) -> dict[str, Any]:
         """What two runs must have in common so that their rows may stand in one file."""
         options = self.options
-        if not options.rows.resume and options.rows.out is None:
+        if not options.rows.resume and options.rows.file is None:
             return {}
         members = self.model.members if isinstance(self.model, Ensemble) else (self.model,)
         return {
@@ -289,7 +218,7 @@ class _Prediction:
             self.labelled += 1
             self.right += prediction.label == source.truth
         outputs.add(source.picture, prediction)
-        self.on_image()
+        self.progress.on_images(1)
 
     def _report(self, seconds: float) -> PredictReport:
         options, model = self.options, self.model
@@ -312,7 +241,7 @@ class _Prediction:
             batch_size=max(member.batch_size for member in members),
             n_views=len(members[0].member.views),
             model=_joined([member.manifest.model for member in members]),
-            out=str(options.rows.out) if options.rows.out else "-",
+            out=str(options.rows.file) if options.rows.file else "-",
             tta=self._tta(),
             ensemble=self._ensemble(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Final, Literal, cast, get_args
+from typing import Final, cast
 
 import cv2
 import numpy as np
@@ -15,9 +15,8 @@ from edgecls import images, metrics
 from edgecls.errors import OptionError
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
+from edgecls.runtime.options import Combine, TtaOptions
 from edgecls.runtime.votes import Floats, majority
-
-Combine = Literal["probability", "logit", "vote"]
 
 PLAIN: Final = "plain"
 MAX_VIEWS: Final = 64
@@ -133,51 +132,25 @@ _FAMILIES: Final[dict[str, Callable[[Preprocessing], list[View]]]] = {
     "rotate": lambda own: [View(), View("left turn", angle=_ANGLE), View("right turn", angle=-_ANGLE)],
     "blur": lambda own: [View(), View("blur", blur=_BLUR)],
 }
-FAMILIES: Final = tuple(_FAMILIES)
 
 
-@dataclass(frozen=True)
-class TtaOptions:
-    """Attributes:
-    families: of views, from `FAMILIES`; several are combined each with each (`flip` and `shifts` give 10 views).
-    combine: `probability` and `logit` are means over the views; `vote` counts their answers, and on a tie the
-        mean probability decides.
+def views_of(options: TtaOptions, own: Preprocessing) -> tuple[View, ...]:
+    """The views for a model, the plain one first, no two the same.
+
+    Raises:
+        OptionError: more than `MAX_VIEWS`.
     """
-
-    families: tuple[str, ...] = ()
-    combine: Combine = "probability"
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.families if name not in FAMILIES]
-        if unknown:
-            raise OptionError(f"--tta {','.join(unknown)}: expected views out of {', '.join(FAMILIES)}")
-        if self.combine != "probability" and not self.families:
-            raise OptionError(f"--tta-combine {self.combine}: there are no views to combine; name some with --tta")
-        if self.combine not in get_args(Combine):
-            raise OptionError(f"--tta-combine {self.combine}: expected one of {', '.join(get_args(Combine))}")
-
-    @classmethod
-    def parse(cls, text: str | None, combine: Combine = "probability") -> TtaOptions:
-        """Read `flip,shifts`; nothing is the plain view alone."""
-        return cls(tuple(part.strip() for part in text.split(",")) if text else (), combine)
-
-    def views(self, own: Preprocessing) -> tuple[View, ...]:
-        """The views for a model, the plain one first, no two the same.
-
-        Raises:
-            OptionError: more than `MAX_VIEWS`.
-        """
-        found: dict[View, View] = {}
-        for parts in product(*(_FAMILIES[family](own) for family in self.families)):
-            view = View()
-            for part in parts:
-                view = view.then(part)
-            found.setdefault(replace(view, name=""), view)  # `flip,ten-crop` mirrors twice: the same view again
-        if len(found) > MAX_VIEWS:
-            raise OptionError(
-                f"--tta {','.join(self.families)}: {len(found)} views an image, at most {MAX_VIEWS}; name fewer"
-            )
-        return tuple(found.values())
+    found: dict[View, View] = {}
+    for parts in product(*(_FAMILIES[family](own) for family in options.families)):
+        view = View()
+        for part in parts:
+            view = view.then(part)
+        found.setdefault(replace(view, name=""), view)  # `flip,ten-crop` mirrors twice: the same view again
+    if len(found) > MAX_VIEWS:
+        raise OptionError(
+            f"--tta {','.join(options.families)}: {len(found)} views an image, at most {MAX_VIEWS}; name fewer"
+        )
+    return tuple(found.values())
 
 
 def combined(logits: NDArray[np.float32], temperature: float, combine: Combine) -> Floats:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Vote = Literal["majority", "soft", "weighted"]
 Floats = NDArray[np.floating]
 
 # What the tie-breaking probability may add to a share of votes. Shares that differ by less count as a tie; they are

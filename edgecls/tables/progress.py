@@ -6,29 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from edgecls.export.progress import Progress as ExportProgress
+from edgecls.progress import Progress
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Progress]:
-    """A bar with one task, on a terminal; nothing elsewhere."""
-    bar = Progress(
+def progress_on(console: Console) -> Iterator[Progress]:
+    """The lines of a command and, on a terminal, a bar below them for each of its passes over images."""
+    bar = Bar(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
-        bar.add_task(title, total=None)
-        yield bar
-
-
-@contextmanager
-def export_progress(console: Console) -> Iterator[ExportProgress]:
-    """The lines of an export above a bar for each of its passes over images."""
-    with progress_bar(console, "export") as bar:
-        (task,) = bar.task_ids
-        yield ExportProgress(
+        task = bar.add_task("", total=None)
+        yield Progress(
             console.print,
             lambda title, n: bar.reset(task, total=n, description=title),
             lambda n: bar.advance(task, n),

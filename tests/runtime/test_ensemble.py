@@ -13,10 +13,10 @@ from edgecls import Ensemble, images
 from edgecls.errors import OptionError
 from edgecls.manifest import Preprocessing
 from edgecls.metrics import softmax
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.ensemble import VoteOptions, member_names
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, PredictReport, predict
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.ensemble import member_names
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, VoteOptions
+from edgecls.runtime.predict import PredictReport, predict
 from edgecls.runtime.tally import EnsembleTally
 from edgecls.runtime.votes import majority
 from tests.conftest import draw, rows_of, write_image, write_linear_model

@@ -25,11 +25,9 @@ from edgecls.metrics import softmax
 from edgecls.prefetch import prefetch
 from edgecls.runs import Run
 from edgecls.runtime.backends.onnx_runtime import session_settings
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.input.sources import SourceOptions
-from edgecls.runtime.output.outputs import OutputOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import ClassifierOptions, OutputOptions, PredictOptions, RowsOptions, SourceOptions
+from edgecls.runtime.predict import predict
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import StageTimes, peak_memory_mb
 from tests.conftest import draw, rows_of, write_image

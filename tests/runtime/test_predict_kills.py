@@ -15,10 +15,8 @@ from tests.conftest import draw, write_image, write_linear_model
 KILLS = """
 import hashlib, json, os, shutil, sys, traceback
 from pathlib import Path
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.output.outputs import OutputOptions
-from edgecls.runtime.predict import PredictOptions, predict
-from edgecls.runtime.output.rows import RowsOptions
+from edgecls.runtime.options import ClassifierOptions, OutputOptions, PredictOptions, RowsOptions
+from edgecls.runtime.predict import predict
 
 folder, model, out = map(Path, sys.argv[1:])
 given = dict(classifier=ClassifierOptions(device="cpu", batch_size=2, n_threads=1), report=out / "report.json",

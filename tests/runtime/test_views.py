@@ -15,18 +15,18 @@ from edgecls import images
 from edgecls.errors import OptionError
 from edgecls.manifest import Preprocessing
 from edgecls.metrics import softmax
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
-from edgecls.runtime.predict import PredictOptions, predict
-from edgecls.runtime.views import FAMILIES, MAX_VIEWS, Combine, TtaOptions, View, combined
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import FAMILIES, ClassifierOptions, Combine, PredictOptions, RowsOptions, TtaOptions
+from edgecls.runtime.predict import predict
+from edgecls.runtime.views import MAX_VIEWS, View, combined, views_of
 from tests.conftest import draw, rows_of, write_image, write_linear_model
 
 SMALL = Preprocessing(size_hw=(28, 28))
 PICTURE = draw("checks", 3, size=64)
 
 
-def views_of(*families: str, own: Preprocessing = SMALL) -> dict[str, View]:
-    views = TtaOptions(families).views(own)
+def views_by_name(*families: str, own: Preprocessing = SMALL) -> dict[str, View]:
+    views = views_of(TtaOptions(families), own)
     assert len({view.name for view in views}) == len(views)
     return {view.name: view for view in views}
 
@@ -35,7 +35,7 @@ def views_of(*families: str, own: Preprocessing = SMALL) -> dict[str, View]:
 @pytest.mark.parametrize("fraction", [0.875, 1.0])
 def test_every_family_has_the_plain_view_first_and_no_view_twice(family: str, fraction: float) -> None:
     own = Preprocessing(size_hw=(28, 28), crop_fraction=fraction)
-    views = TtaOptions((family,)).views(own)
+    views = views_of(TtaOptions((family,)), own)
     shown = [view.pixels(PICTURE, own) for view in views]
     assert views[0].name == "plain"
     assert np.array_equal(shown[0], images.resize_and_crop(PICTURE, own))
@@ -44,14 +44,14 @@ def test_every_family_has_the_plain_view_first_and_no_view_twice(family: str, fr
 
 
 def test_the_number_of_views_is_what_the_name_says() -> None:
-    counts = {family: len(TtaOptions((family,)).views(SMALL)) for family in FAMILIES}
+    counts = {family: len(views_of(TtaOptions((family,)), SMALL)) for family in FAMILIES}
     assert counts == {
         "flip": 2, "flips": 4, "five-crop": 5, "ten-crop": 10, "shifts": 5, "scales": 3, "rotate": 3, "blur": 2
     }  # fmt: skip
 
 
 def test_flips_are_flips_of_the_plain_view() -> None:
-    plain, views = images.resize_and_crop(PICTURE, SMALL), views_of("flips")
+    plain, views = images.resize_and_crop(PICTURE, SMALL), views_by_name("flips")
     assert np.array_equal(views["mirror"].pixels(PICTURE, SMALL), plain[:, ::-1])
     assert np.array_equal(views["upside-down"].pixels(PICTURE, SMALL), plain[::-1])
     assert np.array_equal(views["mirror+upside-down"].pixels(PICTURE, SMALL), plain[::-1, ::-1])
@@ -59,7 +59,7 @@ def test_flips_are_flips_of_the_plain_view() -> None:
 
 def test_the_corner_crops_are_the_corners_of_the_resized_picture() -> None:
     resized = cv2.resize(PICTURE, (32, 32), interpolation=cv2.INTER_AREA)
-    views = views_of("five-crop")
+    views = views_by_name("five-crop")
     for name, corner in (
         ("top-left", resized[:28, :28]),
         ("top-right", resized[:28, 4:]),
@@ -70,7 +70,7 @@ def test_the_corner_crops_are_the_corners_of_the_resized_picture() -> None:
 
 
 def test_a_shift_moves_whole_pixels_and_at_least_one() -> None:
-    plain, views = images.resize_and_crop(PICTURE, SMALL), views_of("shifts")
+    plain, views = images.resize_and_crop(PICTURE, SMALL), views_by_name("shifts")
     assert np.array_equal(views["down"].pixels(PICTURE, SMALL)[1:], plain[:-1])
     assert np.array_equal(views["up"].pixels(PICTURE, SMALL)[:-1], plain[1:])
     assert np.array_equal(views["right"].pixels(PICTURE, SMALL)[:, 1:], plain[:, :-1])
@@ -81,7 +81,7 @@ def test_a_turn_turns_about_the_centre() -> None:
     dot = np.zeros((28, 28, 3), np.uint8)
     dot[4:7, 13:15] = 255  # above the centre
     own = Preprocessing(size_hw=(28, 28), crop_fraction=1.0)
-    views = views_of("rotate", own=own)
+    views = views_by_name("rotate", own=own)
     column = {
         name: view.pixels(dot, own).astype(float).sum(axis=(0, 2)) @ np.arange(28) for name, view in views.items()
     }
@@ -90,17 +90,17 @@ def test_a_turn_turns_about_the_centre() -> None:
 
 
 def test_families_combine_each_with_each_and_the_same_view_counts_once() -> None:
-    assert len(views_of("flip", "shifts")) == 10
-    assert views_of("flip", "five-crop").keys() == {
-        *(name for name in views_of("ten-crop") if "+" not in name),
-        *("+".join(reversed(name.split("+"))) for name in views_of("ten-crop") if "+" in name),
+    assert len(views_by_name("flip", "shifts")) == 10
+    assert views_by_name("flip", "five-crop").keys() == {
+        *(name for name in views_by_name("ten-crop") if "+" not in name),
+        *("+".join(reversed(name.split("+"))) for name in views_by_name("ten-crop") if "+" in name),
     }
-    assert len(TtaOptions(("flip", "ten-crop")).views(SMALL)) == 10
+    assert len(views_of(TtaOptions(("flip", "ten-crop")), SMALL)) == 10
 
 
 def test_too_many_views_and_unknown_ones_are_errors() -> None:
     with pytest.raises(OptionError, match=f"300 views an image, at most {MAX_VIEWS}"):
-        TtaOptions(("ten-crop", "shifts", "rotate", "blur")).views(SMALL)
+        views_of(TtaOptions(("ten-crop", "shifts", "rotate", "blur")), SMALL)
     with pytest.raises(OptionError, match="--tta flop: expected views out of flip, flips"):
         TtaOptions.parse("flip,flop")
     with pytest.raises(OptionError, match="--tta-combine mode"):
@@ -194,7 +194,7 @@ def test_the_report_counts_what_each_view_fixed_and_broke(
         for path in images.find_images(labelled):
             if path.stat().st_size:
                 image = images.decode(path.read_bytes(), own)
-                for view in tta.views(own):
+                for view in views_of(tta, own):
                     answered = "abc"[int(classifier.logits(view.pixels(image, own)[None]).argmax())]
                     right.setdefault(view.name, []).append(answered == path.parent.name)
     together = [row["label"] == row["path"][0] for row in rows_of(Path("rows.csv")) if row["status"] == "ok"]

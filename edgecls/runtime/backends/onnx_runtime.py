@@ -20,7 +20,8 @@ from edgecls.images import Pixels
 from edgecls.manifest import METADATA_KEY, Manifest, Precision
 from edgecls.runs import ENGINES
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, Device, check_signature, closed
+from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.options import Device
 from edgecls.runtime.stages import StageTimes
 
 Provided = Literal["cpu", "cuda", "tensorrt"]  # devices that ONNX Runtime can have a provider for

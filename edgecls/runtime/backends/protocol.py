@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,8 @@ from edgecls.errors import OptionError, RunError
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest
 from edgecls.prefetch import n_cores
+from edgecls.runtime.options import Device
 from edgecls.runtime.stages import StageTimes
-
-Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-DEVICES: Final[tuple[Device, ...]] = get_args(Device)
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
@@ -31,10 +31,9 @@ from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
 from edgecls.runtime.backends.open_vino import OpenVinoBackend
 from edgecls.runtime.backends.own_process import OwnInEachProcess
-from edgecls.runtime.backends.protocol import Backend, BackendOptions, Device
+from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.backends.tensor_rt import TensorRtBackend, find_engine
-
-AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
+from edgecls.runtime.options import AskedPrecision, Device
 
 _N_TIMED: Final = 16  # images an inference while candidates are timed
 _TIMED_SECONDS: Final = 0.3

@@ -14,10 +14,11 @@ from typing import Final
 
 from edgecls.datasets import ClassNames, read_label_rows
 from edgecls.decoding.pillow import READABLE
-from edgecls.errors import DatasetError, OptionError, some
+from edgecls.errors import DatasetError, some
 from edgecls.images import Listing, has_image_suffix, natural_key, walk
 from edgecls.records import TextFile
 from edgecls.runtime.input import video
+from edgecls.runtime.options import SourceOptions
 from edgecls.runtime.pipeline import Picture, Unreadable
 
 STDIN: Final = "-"
@@ -37,25 +38,6 @@ class Source:
     picture: Picture
     name: str
     truth: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """Attributes:
-    labels: CSV with path and label; without it class folders tell.
-    frame_step: of a video or camera every how many-th frame is answered.
-    max_frames: of each video or camera, at most; None is all.
-    """
-
-    labels: Path | None = None
-    frame_step: int = 1
-    max_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.frame_step < 1:
-            raise OptionError(f"--frame-step {self.frame_step}: expected 1 or more")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise OptionError(f"--max-frames {self.max_frames}: expected 1 or more")
 
 
 @dataclass(frozen=True)

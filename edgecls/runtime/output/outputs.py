@@ -6,44 +6,20 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 import cv2
 
-from edgecls.errors import OptionError, RunError
+from edgecls.errors import RunError
 from edgecls.runs import atomic_path
+from edgecls.runtime.options import OutputOptions, SortBy
 from edgecls.runtime.output.label_folders import folder_names
 from edgecls.runtime.output.rows import CsvTable
 from edgecls.runtime.pipeline import Frame, Picture, Unreadable
 from edgecls.runtime.prediction import Prediction
 
-SortBy = Literal["copy", "link"]
-
 ABSTAINED: Final = "_abstained"  # folder for images without an answer
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """Attributes:
-    submission: CSV of file name and label, as competitions ask for; an image without an answer has no label.
-    sort_into: folder that gets a folder a label with the images, named as `folder_names` says; abstained ones go to
-        `_abstained`.
-    sort_by: `copy`, or `link` (symbolic).
-    """
-
-    submission: Path | None = None
-    sort_into: Path | None = None
-    sort_by: SortBy = "copy"
-
-    def __post_init__(self) -> None:
-        if self.sort_by not in get_args(SortBy):
-            raise OptionError(f"--sort-by {self.sort_by}: expected {' or '.join(get_args(SortBy))}")
-        if self.submission and self.submission.exists() and not self.submission.is_file():
-            raise OptionError(f"--submission {self.submission} is a folder or a device; expected a file name")
-        if self.sort_into and self.sort_into.exists() and not self.sort_into.is_dir():
-            raise OptionError(f"--sort-into {self.sort_into} is a file; expected a folder")
 
 
 class Outputs:

@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Protocol, TextIO, cast, get_args
+from typing import Any, BinaryIO, Final, Protocol, TextIO, cast, get_args
 
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.runs import atomic_path, write_json
+from edgecls.runtime.options import Format, RowsOptions
 from edgecls.runtime.prediction import Prediction, Status
 
 try:
@@ -24,39 +24,7 @@ try:
 except ImportError:  # Windows locks files in another way, and this is a second line of defence
     fcntl = None  # type: ignore[assignment]
 
-Format = Literal["csv", "jsonl", "parquet"]
-
 _PARQUET_ROWS: Final = 10_000  # a row group: what is in memory before it is written
-
-
-@dataclass(frozen=True)
-class RowsOptions:
-    """Attributes:
-    out: the file, which appears when the last row is written; None is standard output.
-    format: of the rows; None is what the name of the file says, else csv.
-    resume: go on with the rows that a killed run left.
-    """
-
-    out: Path | None = None
-    format: Format | None = None
-    resume: bool = False
-
-    @property
-    def kind(self) -> Format:
-        """The format, told by the name of the file where it was not given."""
-        suffix = self.out.suffix.lower().lstrip(".") if self.out else ""
-        return self.format or (cast(Format, suffix) if suffix in get_args(Format) else "csv")
-
-    def __post_init__(self) -> None:
-        suffix = self.out.suffix.lower().lstrip(".") if self.out else ""
-        if self.format and suffix in get_args(Format) and suffix != self.format:
-            raise OptionError(
-                f"--format {self.format} with --out {self.out}: leave one out, or name the file .{self.format}"
-            )
-        if self.resume and self.out is None:
-            raise OptionError("--resume: rows on standard output cannot be gone on with; give --out a file name")
-        if self.kind == "parquet" and (self.resume or self.out is None):
-            raise OptionError("--format parquet: has no rows before its end; give --out a file name, and no --resume")
 
 
 class Rows(Protocol):
@@ -131,11 +99,11 @@ def open_rows(
     names = columns(top_k, members)
     if len(set(names)) < len(names):
         raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
-    if options.out is None:
+    if options.file is None:
         yield _TextRows(_utf8(sys.stdout), options.kind, names, members)
         sys.stdout.flush()
         return
-    out = options.out.resolve()  # a link is written through, not replaced
+    out = options.file.resolve()  # a link is written through, not replaced
     if options.kind == "parquet":
         with atomic_path(out) as partial, _ParquetRows(partial, names, members) as rows:
             yield rows

@@ -24,12 +24,12 @@ from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verify import verify
 from edgecls.export.options import ExportOptions
-from edgecls.export.progress import Progress
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
 from edgecls.manifest import Manifest
 from edgecls.metrics import softmax
 from edgecls.processor import int8_sums_overflow
+from edgecls.progress import Progress
 from edgecls.runs import MODEL_FILES, Run, sha256_of
 from edgecls.runtime.classifier import Classifier
 from tests.conftest import draw, write_class_folders, write_image

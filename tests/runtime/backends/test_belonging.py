@@ -29,9 +29,9 @@ from edgecls.runs import CHECKPOINT, GOLDEN, MANIFEST, METRICS, MODEL_FILES, Run
 from edgecls.runtime.backends import selection
 from edgecls.runtime.backends.belonging import check_belongs
 from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
-from edgecls.runtime.backends.protocol import Device
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.ensemble import Ensemble
+from edgecls.runtime.options import Device
 from edgecls.train.networks.checkpoint import load_proved_checkpoint
 from tests.conftest import draw, write_image, write_linear_model
 

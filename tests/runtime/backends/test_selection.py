@@ -17,9 +17,10 @@ from edgecls.runs import EXPORT, Run
 from edgecls.runtime.backends import selection
 from edgecls.runtime.backends.belonging import answers_as
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
-from edgecls.runtime.backends.protocol import BackendOptions, Device
+from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.runtime.backends.selection import Candidate, can_run, select
 from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import Device
 from tests.conftest import draw, write_linear_model
 
 needs_openvino = pytest.mark.skipif(not selection._version("openvino"), reason="needs edgecls[openvino]")

@@ -17,7 +17,8 @@ from edgecls.datasets import ClassNames
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.input import video
-from edgecls.runtime.input.sources import Source, SourceOptions, find_sources
+from edgecls.runtime.input.sources import Source, find_sources
+from edgecls.runtime.options import SourceOptions
 from edgecls.runtime.pipeline import Frame, Unreadable
 from tests.conftest import draw, write_image, write_linear_model
 

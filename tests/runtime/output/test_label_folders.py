@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgecls.runtime.options import OutputOptions
 from edgecls.runtime.output.label_folders import folder_names
-from edgecls.runtime.output.outputs import ABSTAINED, OutputOptions, open_outputs
+from edgecls.runtime.output.outputs import ABSTAINED, open_outputs
 from edgecls.runtime.prediction import Prediction
 from tests.conftest import draw, write_image
 

@@ -19,12 +19,20 @@ from typing import Any
 import pytest
 
 from edgecls.errors import DatasetError, OptionError, RunError
-from edgecls.runtime.classifier import Classifier, ClassifierOptions
-from edgecls.runtime.output.outputs import OutputOptions
-from edgecls.runtime.output.rows import Format, RowsOptions, open_rows
-from edgecls.runtime.predict import PredictOptions, PredictReport, predict
+from edgecls.progress import Progress
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import (
+    STDOUT,
+    ClassifierOptions,
+    Format,
+    OutputOptions,
+    PredictOptions,
+    RowsOptions,
+    TtaOptions,
+)
+from edgecls.runtime.output.rows import open_rows
+from edgecls.runtime.predict import PredictReport, predict
 from edgecls.runtime.prediction import Prediction
-from edgecls.runtime.views import TtaOptions
 from tests.conftest import draw, rows_of, write_image, write_linear_model
 
 AWKWARD = [
@@ -162,7 +170,7 @@ def test_rows_on_standard_output_are_utf8_whatever_the_code_page(
 ) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
-    with open_rows(RowsOptions(format=format), 2) as rows:
+    with open_rows(RowsOptions(STDOUT, format), 2) as rows:
         for path in AWKWARD:
             rows.write(prediction(path, 0))
     assert "写真".encode() in raw.getvalue()
@@ -180,7 +188,11 @@ def test_two_processes_cannot_write_the_same_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"out": None, "resume": True}, {"out": None, "format": "parquet"}, {"format": "parquet", "resume": True}],
+    [
+        {"out": Path("-"), "resume": True},
+        {"out": Path("-"), "format": "parquet"},
+        {"format": "parquet", "resume": True},
+    ],
 )
 def test_what_cannot_be_gone_on_with_is_said_at_once(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=r"standard output|--format parquet"):
@@ -209,7 +221,7 @@ def run(model: Path, folder: Path, **changes: Any) -> PredictReport:
 def interrupted(model: Path, folder: Path, after: int, **changes: Any) -> None:
     done = 0
 
-    def count() -> None:
+    def count(n: int) -> None:
         nonlocal done
         done += 1
         if done == after:
@@ -218,7 +230,7 @@ def interrupted(model: Path, folder: Path, after: int, **changes: Any) -> None:
     rows = RowsOptions(Path("rows.csv"), resume=changes.pop("resume", False))
     classifier = ClassifierOptions(device="cpu", batch_size=4, n_threads=2)
     with pytest.raises(KeyboardInterrupt):
-        predict(PredictOptions((folder,), (str(model),), classifier, rows=rows, **changes), on_image=count)
+        predict(PredictOptions((folder,), (str(model),), classifier, rows=rows, **changes), Progress(on_images=count))
 
 
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(model: Path, folder: Path, in_empty_folder: Path) -> None:
@@ -258,13 +270,12 @@ def test_rows_of_other_models_options_or_inputs_are_not_mixed(
 KILLED = """
 import sys
 from pathlib import Path
-from edgecls.runtime.predict import predict, PredictOptions
-from edgecls.runtime.classifier import ClassifierOptions
-from edgecls.runtime.output.rows import RowsOptions
+from edgecls.progress import Progress
+from edgecls.runtime.predict import predict
 import time
 options = PredictOptions((sys.argv[1],), (sys.argv[2],), ClassifierOptions(device="cpu", batch_size=4, n_threads=2),
                          rows=RowsOptions(Path("rows.csv"), resume=True))
-predict(options, on_image=lambda: time.sleep(0.01))
+predict(options, Progress(on_images=lambda n: time.sleep(0.01)))
 """
 
 

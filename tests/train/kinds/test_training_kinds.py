@@ -21,7 +21,8 @@ from edgecls.export.options import ExportOptions
 from edgecls.export.run import export
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
-from edgecls.runtime.predict import PredictOptions, predict
+from edgecls.runtime.options import PredictOptions
+from edgecls.runtime.predict import predict
 from edgecls.train.data import pixels
 from edgecls.train.data.pixels import decode_images
 from edgecls.train.fit import phases

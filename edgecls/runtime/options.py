@@ -1,0 +1,256 @@
+"""What to predict, with what and how: every option of `edgecls predict`, in parts. `--help` needs no NumPy for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal, cast, get_args
+
+from edgecls.errors import OptionError
+from edgecls.options import option, required
+from edgecls.runs import LATEST, members_of
+
+AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+Combine = Literal["probability", "logit", "vote"]
+Vote = Literal["majority", "soft", "weighted"]
+Format = Literal["csv", "jsonl", "parquet"]
+SortBy = Literal["copy", "link"]
+
+FAMILIES: Final = ("flip", "flips", "five-crop", "ten-crop", "shifts", "scales", "rotate", "blur")
+PROBABILITY: Final = "probability"
+STDOUT: Final = Path("-")
+
+
+def _expect_one(flag: str, value: str, known: object) -> None:
+    if value not in get_args(known):
+        raise OptionError(f"--{flag} {value}: expected one of {', '.join(get_args(known))}")
+
+
+@dataclass(frozen=True)
+class TtaOptions:
+    """Test-time augmentation.
+
+    Attributes:
+        families: of views; several are combined each with each (`flip` and `shifts` give 10 views).
+        combine: `probability` and `logit` are means over the views; `vote` counts their answers, and on a tie the
+            mean probability decides.
+    """
+
+    families: tuple[str, ...] = option(
+        (), f"Views of each image, with commas: {', '.join(FAMILIES)}.", shown="none", flag="tta"
+    )
+    combine: Combine = option(
+        "probability", "How the views become one answer: mean probability, mean logit, or a vote.", flag="tta_combine"
+    )
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.families if name not in FAMILIES]
+        if unknown:
+            raise OptionError(f"--tta {','.join(unknown)}: expected views out of {', '.join(FAMILIES)}")
+        if self.combine != "probability" and not self.families:
+            raise OptionError(f"--tta-combine {self.combine}: there are no views to combine; name some with --tta")
+        _expect_one("tta-combine", self.combine, Combine)
+
+    @classmethod
+    def parse(cls, text: str | None, combine: Combine = "probability") -> TtaOptions:
+        """Read `flip,shifts`; nothing is the plain view alone."""
+        return cls(tuple(part.strip() for part in text.split(",")) if text else (), combine)
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Model.
+
+    Attributes:
+        precision: `auto` is what the run's export measured as best for the device; `int8` picks the graph for it.
+        device: `auto` is the fastest here of what passed the gate (`selection.select`); `cpu` and `cuda` are ONNX
+            Runtime.
+        n_threads: CPU threads that read, decode and infer; None is every core this process may use.
+        n_lanes: inferences at a time on a CPU, which share the threads; None is one a thread, which answers many
+            images soonest. 1 answers a single frame soonest.
+    """
+
+    precision: AskedPrecision = option(
+        "auto", "Precision of the model file. auto takes what export measured as best."
+    )  # fmt: skip
+    device: Device = option(
+        "auto", "What runs the model. auto takes the fastest here; cpu and cuda are ONNX Runtime."
+    )  # fmt: skip
+    batch_size: int | None = option(
+        None, "Batch size, counting each view as an image.", shown="8 on a CPU, 32 on a GPU"
+    )  # fmt: skip
+    n_threads: int | None = None
+    n_lanes: int | None = None
+    tta: TtaOptions = field(default_factory=TtaOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_threads", "n_lanes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+        _expect_one("precision", self.precision, AskedPrecision)
+        _expect_one("device", self.device, Device)
+
+
+@dataclass(frozen=True)
+class VoteOptions:
+    """Several models.
+
+    Attributes:
+        vote: `majority`: every member's answer is a vote; `weighted`: a vote counts as much as its member's validation
+            accuracy; `soft`: the mean of the probabilities.
+        tie_break: the member (as it was named) that decides where labels have the same votes: of these the one that it
+            holds most probable; `probability`: the one of the highest mean probability.
+    """
+
+    vote: Vote = option(
+        "majority", "How several models become one answer: majority; soft is the mean probability; weighted counts "
+        "each vote by validation accuracy."
+    )  # fmt: skip
+    tie_break: str = option(PROBABILITY, "Who decides a tie: probability, or the name of one of the models.")
+
+    def __post_init__(self) -> None:
+        _expect_one("vote", self.vote, Vote)
+        if self.vote == "soft" and self.tie_break != PROBABILITY:
+            raise OptionError(f"--tie-break {self.tie_break}: with --vote soft there are no ties; leave it out")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Sources."""
+
+    labels: Path | None = option(
+        None, "CSV with the true labels, in the columns path and label.", shown="told by class folders"
+    )
+    frame_step: int = option(1, "Read every N-th frame of a video.")
+    max_frames: int | None = option(None, "Largest number of frames of a video or camera.", shown="all")
+
+    def __post_init__(self) -> None:
+        if self.frame_step < 1:
+            raise OptionError(f"--frame-step {self.frame_step}: expected 1 or more")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise OptionError(f"--max-frames {self.max_frames}: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class RowsOptions:
+    """Rows.
+
+    Attributes:
+        out: the file, which appears when the last row is written; `-` is standard output, None `predictions.csv` or
+            what else `format` says.
+        resume: go on with the rows that a killed run left.
+    """
+
+    out: Path | None = option(
+        None, "File for the rows. - is standard output.", shown="predictions.csv, .jsonl or .parquet"
+    )
+    format: Format | None = option(None, "Format of the rows.", shown="told by the name of --out, else csv")
+    resume: bool = option(False, "Continue with the rows that a stopped run left.")
+
+    @property
+    def file(self) -> Path | None:
+        """Where the rows go; None is standard output."""
+        return None if self.out == STDOUT else self.out or Path(f"predictions.{self.kind}")
+
+    @property
+    def kind(self) -> Format:
+        """The format, told by the name of the file where it was not given."""
+        return self.format or (cast(Format, self._suffix) if self._suffix in get_args(Format) else "csv")
+
+    @property
+    def _suffix(self) -> str:
+        return self.out.suffix.lower().lstrip(".") if self.out else ""
+
+    def __post_init__(self) -> None:
+        suffix = self._suffix
+        if self.format and suffix in get_args(Format) and suffix != self.format:
+            raise OptionError(
+                f"--format {self.format} with --out {self.out}: leave one out, or name the file .{self.format}"
+            )
+        if self.resume and self.file is None:
+            raise OptionError("--resume: rows on standard output cannot be gone on with; give --out a file name")
+        if self.kind == "parquet" and (self.resume or self.file is None):
+            raise OptionError("--format parquet: has no rows before its end; give --out a file name, and no --resume")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Other outputs.
+
+    Attributes:
+        submission: as competitions ask for; an image without an answer has no label.
+        sort_into: the folders are named as `folder_names` says; abstained images go to `_abstained`.
+    """
+
+    submission: Path | None = option(None, "CSV file for file name and label alone.", shown="none")
+    sort_into: Path | None = option(
+        None, "Empty folder to sort the images into, with one folder for each label.", shown="none"
+    )
+    sort_by: SortBy = option("copy", "Sort by copies or by symbolic links.")
+
+    def __post_init__(self) -> None:
+        _expect_one("sort-by", self.sort_by, SortBy)
+        if self.submission and self.submission.exists() and not self.submission.is_file():
+            raise OptionError(f"--submission {self.submission} is a folder or a device; expected a file name")
+        if self.sort_into and self.sort_into.exists() and not self.sort_into.is_dir():
+            raise OptionError(f"--sort-into {self.sort_into} is a file; expected a folder")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """All options of `edgecls predict`."""
+
+    sources: tuple[str | Path, ...] = required(
+        "Images, folders, patterns, lists (.txt, .csv, or - for standard input), videos, cameras (0, /dev/video0, "
+        "or a GStreamer pipeline).", flag="source", repeat=True,
+    )  # fmt: skip
+    models: tuple[str, ...] = option(
+        (LATEST,), "A run folder, an ONNX file or an engine. Repeat the flag to let several models vote.",
+        flag="model", repeat=True,
+    )  # fmt: skip
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
+    vote: VoteOptions = field(default_factory=VoteOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    rows: RowsOptions = field(default_factory=RowsOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
+    top_k: int = option(1, "Number of answers in each row.")
+    min_confidence: float = option(0.0, "Smallest probability of an answer. Images below it get no label.")
+    report: Path | None = option(None, "JSON file for accuracy and latency.", shown="none")
+    strict: bool = option(False, "Stop at the first image that cannot be read.")
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """The models, and in place of a folder with an ensemble those that vote in it."""
+        return tuple(str(member) for name in self.models for member in members_of(name))
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise OptionError("nothing to predict: name image files or folders")
+        if not self.models:
+            raise OptionError("no model: name a run folder or a model file")
+        if self.report == STDOUT:
+            raise OptionError("--report - : the report goes to a file; --json prints it")
+        if self.top_k < 1:
+            raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
+        if len(self.members) == 1 and self.vote != VoteOptions():
+            raise OptionError("--vote and --tie-break are for several models: repeat --model, or leave them out")
+        if not 0 <= self.min_confidence <= 1:
+            raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
+        written = [(file.resolve(), flag) for file, flag in self.written]
+        labels = self.source.labels
+        for file, flag in written:
+            if file.exists() and not file.is_file():
+                raise OptionError(f"{flag} {file} is a folder or a device; expected a file name")
+            if labels and file == labels.resolve():
+                raise OptionError(f"{flag} would overwrite --labels {labels}; name another file")
+        if len({file for file, _ in written}) < len(written):
+            raise OptionError(f"{' and '.join(flag for _, flag in written)} name the same file; name different ones")
+
+    @property
+    def written(self) -> list[tuple[Path, str]]:
+        """The files that are written, with their flags."""
+        named = ((self.rows.file, "--out"), (self.report, "--report"), (self.outputs.submission, "--submission"))
+        return [(file, flag) for file, flag in named if file]
