@@ -19,12 +19,13 @@ import onnx
 from numpy.typing import NDArray
 
 from edgecls import images
-from edgecls.calibration.collectors import METHODS
+from edgecls.calibration.options import METHODS, SampleOptions
 from edgecls.calibration.ranges import Calibration, calibrate
-from edgecls.calibration.sample import SampleOptions, choose_calibration_set
+from edgecls.calibration.sample import choose_calibration_set
 from edgecls.datasets import ClassNames, read_labelled, read_split, targets_of
 from edgecls.export.graphs.fp16 import half
-from edgecls.export.graphs.int8 import FLAVOURS, QUANTIZED_OPS, quantized
+from edgecls.export.graphs.int8 import QUANTIZED_OPS, quantized
+from edgecls.export.options import FLAVOURS
 from edgecls.images import Pixels
 from edgecls.runs import SPLIT, find_run
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend

@@ -250,8 +250,10 @@ def build_and_open(
     file: Path, precision: str, table: Table, settings: Settings, stack: ExitStack
 ) -> tuple[str, Backend]:
     from edgecls.errors import MissingExtra
-    from edgecls.export.engine import EngineOptions, build_engine
-    from edgecls.runtime.backends.engine_file import BatchProfile, find_tensorrt
+    from edgecls.export.engine import build_engine
+    from edgecls.export.options import EngineOptions
+    from edgecls.runtime.backends.batch_profile import BatchProfile
+    from edgecls.runtime.backends.engine_file import find_tensorrt
     from edgecls.runtime.backends.tensor_rt import TensorRtBackend
 
     try:

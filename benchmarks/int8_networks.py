@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgecls.calibration.sample import SampleOptions
+from edgecls.calibration.options import SampleOptions
 from edgecls.export.judge.measure import Measurement
 from edgecls.export.options import ExportOptions
 from edgecls.export.result import ExportResult

@@ -9,8 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -18,17 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from edgecls import __version__
+from edgecls.bench.options import BenchOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
+from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name
 from edgecls.runtime.options import PredictOptions
 from edgecls.tables.streams import expect_open, expect_working_folder, make_fit
-from edgecls.train.options import TrainOptions
+from edgecls.train.options import PretrainedOptions, TrainOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgecls.runs import Run
+    from edgecls.datasets import Dataset
 
 _STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
@@ -77,72 +77,7 @@ app = typer.Typer(
 )
 
 
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-    openvino = "openvino"
-
-
-class Combine(str, Enum):
-    probability = "probability"
-    logit = "logit"
-    vote = "vote"
-
-
-class Vote(str, Enum):
-    majority = "majority"
-    soft = "soft"
-    weighted = "weighted"
-
-
-class SortBy(str, Enum):
-    copy = "copy"
-    link = "link"
-
-
-class Precision(str, Enum):
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-class Method(str, Enum):
-    auto = "auto"
-    minmax = "minmax"
-    percentile = "percentile"
-    entropy = "entropy"
-    mse = "mse"
-
-
-class Layout(str, Enum):
-    nchw = "nchw"
-    nhwc = "nhwc"
-
-
-class Resize(str, Enum):
-    shortest = "shortest"
-    squash = "squash"
-    pad = "pad"
-
-
-class Interpolation(str, Enum):
-    bilinear = "bilinear"
-    bicubic = "bicubic"
-    area = "area"
-
-
-class RowFormat(str, Enum):
-    csv = "csv"
-    jsonl = "jsonl"
-    parquet = "parquet"
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-# typer reads annotations at run time, where Python 3.10 needs Optional in them
-MaybeInt = Optional[int]
 
 
 def _console(*, data_on_stdout: bool) -> Console:
@@ -173,8 +108,8 @@ def _print_json(values: dict[str, Any]) -> None:
 def _show(console: Console, as_json: bool, result: Any, lines: Callable[[], Iterable[Any]]) -> None:
     if as_json:
         _print_json(result.to_json())
-    else:
-        console.print(*lines(), sep="\n")
+    elif shown := list(lines()):
+        console.print(*shown, sep="\n")
 
 
 @contextmanager
@@ -208,6 +143,7 @@ def _root(
 def train(
     options: TrainOptions,
     given: frozenset[str],
+    # typer reads annotations at run time, where Python 3.10 needs Optional in them
     resume: Annotated[Optional[str], typer.Option(help="Go on with a training that was killed: its run folder, or latest.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -215,135 +151,81 @@ def train(
     console = _console(data_on_stdout=as_json)
     dataset = None
     if resume is None:
-        from edgecls.train.preflight import check_network, open_for
-
-        dataset = open_for(options)
-        check_network(options.network)
-    elif others := given - {"resume", "as_json"}:
-        typed = ", ".join("DATA" if name == "data" else flag_name(name) for name in sorted(others))
-        raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
+        dataset = _images_of(options)
     else:
-        from edgecls.train.preflight import options_of_run
-
-        options_of_run(resume)
+        _expect_resumable(resume, given)
     from edgecls.tables.live import live_line
 
     with live_line(console) as live, _needs_extra("edgecls train", "train"):
         live.loading("loading PyTorch")
-        from edgecls.evaluate.figures import draw_training
-        from edgecls.tables.train import epoch_line, folds, training
-        from edgecls.train.kinds.result import TrainResult
+        from edgecls.tables.train import listener_on, trained
         from edgecls.train.machine import rank
-        from edgecls.train.progress import Listener
-        from edgecls.train.run import resume as resume_run
-        from edgecls.train.run import train as train_run
+        from edgecls.train.run import resume as go_on
+        from edgecls.train.run import train as begin
 
-        say = partial(console.print, soft_wrap=not console.is_terminal)  # a line stays one in a file
-
-        def draw(run: Run) -> None:
-            live.loading("drawing the figures")
-            draw_training(run)
-
-        listener = Listener(say, lambda epoch: say(epoch_line(epoch)), live.show, draw)
-        if rank():
-            listener = Listener()  # of processes that train together, one speaks
-        result = (
-            resume_run(resume, listener) if resume else train_run(options, listener, dataset=dataset, started=_STARTED)
-        )
-        if rank():
-            return
+        told = listener_on(console, live)
+        result = go_on(resume, told) if resume else begin(options, told, dataset=dataset, started=_STARTED)
+    if rank():  # of processes that train together, one speaks
+        return
     for path, reason in list(result.unreadable.items())[:5]:
         typer.echo(f"left out: {path}: {reason}", err=True)
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(training(result) if isinstance(result, TrainResult) else folds(result))
-    if isinstance(result, TrainResult) and result.is_interrupted:  # Ctrl-C: complete as far as it went
+    _show(console, as_json, result, lambda: [trained(result)])
+    if result.is_interrupted:  # Ctrl-C: complete as far as it went
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
+def _images_of(options: TrainOptions) -> Dataset:
+    """All that can be refused before torch is loaded, is."""
+    from edgecls.train.preflight import check_network, open_for
+
+    dataset = open_for(options)
+    check_network(options.network)
+    return dataset
+
+
+def _expect_resumable(run: str, given: frozenset[str]) -> None:
+    if others := sorted(given - {"resume", "as_json"}):
+        typed = ", ".join("DATA" if name == "data" else flag_name(name) for name in others)
+        raise OptionError(f"--resume goes on with the options that the run has; leave out {typed}")
+    from edgecls.train.preflight import options_of_run
+
+    options_of_run(run)
+
+
 @app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
-    int8: Annotated[bool, typer.Option("--int8", help="Write the INT8 graphs, and the FP16 graph.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Write the FP16 graph.")] = False,
-    engine: Annotated[bool, typer.Option("--engine", help="Build a TensorRT engine from the best file that passed.")] = False,
-    calibration: Annotated[Optional[Path], typer.Option(help="Folder or CSV of the images that set the INT8 ranges.", show_default="the training split")] = None,
-    calibration_images: Annotated[int, typer.Option(help="Largest number of calibration images.")] = 512,
-    method: Annotated[Method, typer.Option(help="How the values of a tensor become its range. auto takes mse, and the best of all methods where mse leaves much noise.")] = Method.auto,
-    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Allow calibration images that are validation or test images too.")] = False,
-    validation: Annotated[Optional[Path], typer.Option(help="Class folders or CSV of the images that the gate is measured on.", show_default="the validation split")] = None,
-    max_drop: Annotated[float, typer.Option(help="Percentage points of top-1 accuracy that a file may lose against FP32.")] = 1.0,
-    min_speedup: Annotated[float, typer.Option(help="Smallest speed of INT8 on this CPU, as a multiple of the speed of FP32.")] = 1.0,
-    time_budget: Annotated[float, typer.Option(help="Seconds that may be spent on giving layers back to float where INT8 loses too much.")] = 600.0,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch of the engine, with commas.")] = "1,16,64",
-    compute_capability: Annotated[Optional[str], typer.Option(help="Compute capability of the GPU that the engine is for, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
-    seed: Annotated[int, typer.Option(help="Seed that the calibration images are drawn by.")] = 0,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(ExportOptions, arguments=("run",))
+def export(options: ExportOptions, as_json: AsJson = False) -> None:
     """Write the model files of a run, and compare them with the checkpoint and with each other. The exit code is 1 where the gate is missed."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls export", "train"):
-        from edgecls.calibration.sample import SampleOptions
-        from edgecls.export.engine import EngineOptions
-        from edgecls.export.judge.gate import GateOptions
-        from edgecls.export.options import ExportOptions
         from edgecls.export.run import export_members
-        from edgecls.runtime.backends.engine_file import BatchProfile
         from edgecls.tables.export import exported, exported_members
         from edgecls.tables.progress import progress_on
-    sample = SampleOptions(calibration_images, seed, calibration, allow_overlap)
-    gate = GateOptions(max_drop, min_speedup, time_budget)
-    engine_options = EngineOptions(BatchProfile.parse(batch), compute_capability=compute_capability)
-    options = ExportOptions(run, int8, fp16, sample, method.value, validation, gate, engine_options if engine else None)
-    results = []
-    for result in export_members(options, lambda member: progress_on(console)):
-        results.append(result)
-        if not as_json:
-            console.print(*exported(result), sep="\n")
-    if len(results) > 1 and not as_json:
-        console.print(exported_members(results))
-    verdict = "missed" if any(result.verdict == "missed" for result in results) else results[0].verdict
-    if as_json:
-        members = [result.to_json() for result in results]
-        _print_json(members[0] if len(members) == 1 else {"run": run, "verdict": verdict, "members": members})
-    if verdict == "missed":
+    result = export_members(
+        options,
+        lambda: progress_on(console),
+        lambda each: None if as_json else console.print(*exported(each), sep="\n"),
+    )
+    _show(console, as_json, result, lambda: exported_members(result))
+    if result.verdict == "missed":
         raise typer.Exit(EXIT_ERROR)
 
 
 @app.command()
-def engine(
-    model: Annotated[str, typer.Argument(help="A run folder or an ONNX file.")] = "latest",
-    precision: Annotated[Precision, typer.Option(help="Precision of the engine. auto takes the best that passed the gate of export.")] = Precision.auto,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch, with commas.")] = "1,16,64",
-    optimization_level: Annotated[int, typer.Option(help="How long the builder searches: 0 builds fastest, 5 gives the fastest engine.")] = 3,
-    dla: Annotated[MaybeInt, typer.Option(help="Number of the DLA core to run on. Layers that it cannot run go to the GPU.", show_default="none")] = None,
-    hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="Build an engine that runs on every GPU from Ampere on. It is slower.")] = False,
-    compute_capability: Annotated[Optional[str], typer.Option(help="Compute capability of another GPU to build for, such as 8.6 (TensorRT for RTX only).", show_default="this GPU's")] = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(BuildOptions, arguments=("model",))
+def engine(options: BuildOptions, as_json: AsJson = False) -> None:
     """Build a TensorRT engine on the device that will run it."""
     console = _console(data_on_stdout=as_json)
-    from edgecls.export.engine import EngineOptions, build_engine
-    from edgecls.runs import ENGINES, find_model
-    from edgecls.runtime.backends.engine_file import BatchProfile
-    from edgecls.runtime.backends.selection import file_for_engine
+    from edgecls.export.engine import build
     from edgecls.tables.made import built
 
-    file = file_for_engine(find_model(model), precision.value)
-    options = EngineOptions(
-        BatchProfile.parse(batch), optimization_level, dla, hardware_compatible, compute_capability
-    )  # fmt: skip
-    result = build_engine(file, file.parent / ENGINES, options, on_step=console.print)
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(built(result))
+    result = build(options, on_step=console.print)
+    _show(console, as_json, result, lambda: [built(result)])
 
 
 @app.command()
 @flags(PredictOptions, arguments=("source",))
-def predict(options: PredictOptions, given: frozenset[str], as_json: AsJson = False) -> None:
+def predict(options: PredictOptions, as_json: AsJson = False) -> None:
     """Label images: write one row for each input, and say where the time went. The exit code is 3 where an input could not be read."""
     to_stdout = options.rows.file is None
     if to_stdout and as_json:
@@ -367,110 +249,59 @@ def predict(options: PredictOptions, given: frozenset[str], as_json: AsJson = Fa
 
 
 @app.command()
-def verify(
-    run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
-    as_json: AsJson = False,
-) -> None:
+def verify(run: Annotated[str, typer.Argument(help="A run folder.")] = "latest", as_json: AsJson = False) -> None:
     """Compare every model file of a run with its golden answers, on every backend here. The exit code is 1 where one differs."""
     console = _console(data_on_stdout=as_json)
     from edgecls.export.judge.verify import verify as verify_run
     from edgecls.tables.verify import verified
 
     result = verify_run(run)
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(verified(result))
+    _show(console, as_json, result, lambda: [verified(result)])
     if result.verdict == "failed":
         raise typer.Exit(EXIT_ERROR)
 
 
 @app.command()
-def bench(
-    model: Annotated[str, typer.Argument(help="A run folder, an ONNX file or an engine.")] = "latest",
-    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure, with commas.")] = "1,4,16,64",
-    precision: Annotated[list[Precision], typer.Option(help="Precision to measure. Repeat the flag for several; auto takes all that the device is meant for.")] = [Precision.auto],  # noqa: B006
-    device: Annotated[list[Device], typer.Option(help="Device to measure. Repeat the flag for several; auto takes all that are here.")] = [Device.auto],  # noqa: B006
-    seconds: Annotated[float, typer.Option(help="Seconds to measure each row, after the warm-up.")] = 2.0,
-    lanes: Annotated[MaybeInt, typer.Option(help="Number of calls at the same time on a CPU, for images per second. Latency is always that of one call.", show_default="one for each core")] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Measure the time of every layer too, at the smallest batch.")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="JSON file for all results.", show_default="none")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="PNG file for a plot of accuracy over latency.", show_default="none")] = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(BenchOptions, arguments=("model",))
+def bench(options: BenchOptions, as_json: AsJson = False) -> None:
     """Measure speed, memory and start-up of a model on this machine, for each precision, backend and batch size. The exit code is 1 where one did not run."""
     console = _console(data_on_stdout=as_json)
-    from edgecls.bench import run as library
+    from edgecls.bench.run import bench as measure
     from edgecls.tables.bench import benched
 
-    options = library.BenchOptions(
-        model, library.BenchOptions.sizes(batch_sizes), tuple(each.value for each in precision),
-        tuple(each.value for each in device), seconds, lanes, layers, out, plot,
-    )  # fmt: skip
-    if plot:
+    if options.plot:
         with _needs_extra("edgecls bench --plot", "train"):
             from edgecls.bench.plot import draw_bench
-    result = library.bench(options, on_step=lambda line: console.print(line, style="dim", markup=False))
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(*benched(result), sep="\n")
-    if plot:
-        draw_bench(result, plot)
+    result = measure(options, on_step=lambda line: console.print(line, style="dim", markup=False))
+    _show(console, as_json, result, lambda: benched(result))
+    if options.plot:
+        draw_bench(result, options.plot)
     if result.failed:
         raise typer.Exit(EXIT_ERROR)
 
 
 @app.command()
-def pretrained(
-    model: Annotated[str, typer.Argument(help="Name of the network: efficientnet_lite0, lite1 or lite2, a torchvision classifier, or timm/NAME.")],
-    image_size: Annotated[MaybeInt, typer.Option(help="Height and width of the input in pixels.", show_default="the weights' own")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-<model>")] = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(PretrainedOptions, arguments=("model",))
+def pretrained(options: PretrainedOptions, as_json: AsJson = False) -> None:
     """Make a run from published ImageNet weights with their own labels. Nothing is trained."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls pretrained", "train"):
         from edgecls.tables.made import pretrained
-        from edgecls.train.networks.pretrained import PretrainedOptions
         from edgecls.train.networks.pretrained import pretrained as make_run
-    result = make_run(PretrainedOptions(model, image_size, out))
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(pretrained(result))
+    result = make_run(options)
+    _show(console, as_json, result, lambda: [pretrained(result)])
 
 
 @app.command()
-def adopt(
-    file: Annotated[Path, typer.Argument(help="An ONNX file with a float classifier.")],
-    labels: Annotated[Optional[Path], typer.Option(help="Text file with one label in each line (numbered or not), or JSON.", show_default="the file's own")] = None,
-    image_size: Annotated[MaybeInt, typer.Option(help="Height and width of the input in pixels.", show_default="the file's own")] = None,
-    mean: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Mean of each RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
-    std: Annotated[Optional[tuple[float, float, float]], typer.Option(help="Standard deviation of each RGB channel, of pixels from 0 to 1.", show_default="the file's own")] = None,
-    resize: Annotated[Optional[Resize], typer.Option(help="How the picture is resized: shortest keeps its proportions and cuts off what is too long, squash changes them, pad keeps them and adds a border.", show_default="shortest")] = None,
-    crop_fraction: Annotated[Optional[float], typer.Option(help="Share of the resized picture that the centre crop keeps.", show_default="0.875")] = None,
-    interpolation: Annotated[Optional[Interpolation], typer.Option(help="How the resize computes a pixel.", show_default="bilinear")] = None,
-    layout: Annotated[Optional[Layout], typer.Option(help="Order of the axes of the input: nchw has the channels second, nhwc last.", show_default="as the network takes it")] = None,
-    output: Annotated[Optional[str], typer.Option(help="Name of the output to use.", show_default="the one that fits the labels")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The run folder to make.", show_default="runs/<time>-adopted-<file>")] = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@flags(AdoptOptions, arguments=("file",))
+def adopt(options: AdoptOptions, as_json: AsJson = False) -> None:
     """Make a run from an ONNX classifier that edgecls did not train. Its preprocessing goes into the graph."""
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls adopt", "train"):
-        from edgecls.export.adopt.run import AdoptOptions
         from edgecls.export.adopt.run import adopt as make_run
         from edgecls.tables.made import adopted
-    options = AdoptOptions(
-        file, labels, image_size, mean, std, resize.value if resize else None, crop_fraction,
-        interpolation.value if interpolation else None, out, layout.value if layout else None, output,
-    )  # fmt: skip
     result = make_run(options)
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        console.print(adopted(result))
+    _show(console, as_json, result, lambda: [adopted(result)])
 
 
 @app.command()
@@ -483,14 +314,7 @@ def demo(
     with _needs_extra("edgecls demo", "train"):
         from edgecls.demo import demo as run_demo
     result = run_demo(out, console)
-    if as_json:
-        _print_json(
-            {
-                "training": result.training.to_json(),
-                "export": result.export.to_json(),
-                "prediction": result.prediction.to_json(),
-            }
-        )
+    _show(console, as_json, result, lambda: [])
 
 
 if __name__ == "__main__":

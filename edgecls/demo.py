@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptio
 from edgecls.runtime.predict import PredictReport, predict
 from edgecls.tables.export import exported as exported_table
 from edgecls.tables.predict import predicted as predicted_table
-from edgecls.tables.train import epoch_line, training
+from edgecls.tables.train import epoch_line, trained
 from edgecls.train.kinds.result import TrainResult
 from edgecls.train.options import AugmentOptions, NetworkOptions, RecipeOptions, TrainOptions
 from edgecls.train.progress import Listener
@@ -39,6 +39,9 @@ class DemoResult:
     training: TrainResult
     export: ExportResult
     prediction: PredictReport
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: result.to_json() for name, result in vars(self).items()}
 
 
 def demo(folder: Path, console: Console) -> DemoResult:
@@ -59,7 +62,7 @@ def demo(folder: Path, console: Console) -> DemoResult:
         ) from error
     run = _new_run(folder)
     console.print(f"\n$ edgecls train {digits} --model cnn --augment shift --epochs 8 --out {run}")
-    trained = train(
+    result = train(
         TrainOptions(
             digits,
             NetworkOptions(model="cnn"),
@@ -69,8 +72,8 @@ def demo(folder: Path, console: Console) -> DemoResult:
         ),
         Listener(console.print, lambda epoch: console.print(epoch_line(epoch)), on_measured=draw_training),
     )
-    assert isinstance(trained, TrainResult)  # no folds were asked for
-    console.print(training(trained))
+    assert isinstance(result, TrainResult)  # no folds were asked for
+    console.print(trained(result))
     console.print(f"\n$ edgecls export {run} --int8")
     exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))
     console.print(*exported_table(exported), sep="\n")
@@ -86,7 +89,7 @@ def demo(folder: Path, console: Console) -> DemoResult:
         )
     )
     console.print(*predicted_table(predicted), sep="\n")
-    return DemoResult(trained, exported, predicted)
+    return DemoResult(result, exported, predicted)
 
 
 def _new_run(folder: Path) -> Path:

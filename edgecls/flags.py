@@ -16,15 +16,18 @@ from edgecls.options import Flag, flag_name, flags_of, from_flat, read_flat, wit
 
 _Options = TypeVar("_Options")
 _FILE: Final = "options_file"
+_GIVEN: Final = "given"
+_IN_WORDS: Final[dict[type, str]] = {int: "whole numbers", float: "numbers"}
 
 
 def flags(
     options: type[_Options], *, arguments: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command `f(options, given, **its own flags)`: it is called with the options made of the flags.
+    """Decorate a command `f(options, **its own flags)`: it is called with the options made of the flags.
 
     Flags have the fields' defaults and help lines, in panels by part. `--options FILE` gives values (as a run's
-    recipe.json has them); flags that are typed besides win. `given` are the names of the flags that were typed.
+    recipe.json has them); flags that are typed besides win. A command with a parameter `given` gets there the names
+    of the flags that were typed.
 
     Args:
         arguments: names of fields that are arguments and not flags.
@@ -40,12 +43,17 @@ def flags(
             read = read_flat(file) if file else {}
             merged = {**{name.replace("-", "_"): value for name, value in read.items()}, **typed}
             own = {n: value for n, value in values.items() if n not in known}
-            command(from_flat(options, merged, str(file or "options")), frozenset(given), **own)
+            if wants_given:
+                own[_GIVEN] = frozenset(given)
+            command(from_flat(options, merged, str(file or "options")), **own)
 
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
+        own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
+        wants_given = own.pop(_GIVEN, None) is not None
         first = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         made = [_parameter(flag, flag.name in arguments) for flag in known.values()]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (first, *made, _file_parameter(), *own)]
+        parameters = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (first, *made, _file_parameter(), *own.values())
+        ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -73,8 +81,8 @@ def _parameter(flag: Flag, is_argument: bool) -> inspect.Parameter:
         default = default if default is MISSING else list(default)
     elif _has_commas(kind) or hasattr(kind, "parse"):
         default = _text(default)
-        kind, optional, metavar = str, True, "A,B"
-    else:
+        kind, optional, metavar = str, True, "A,B,..."
+    elif get_origin(kind) is not tuple:  # of a fixed length it is as many values
         kind = _choice(flag.name, kind)
     shown: dict[str, Any] = {"help": flag.help, "show_default": flag.shown or True}
     told: Any
@@ -116,7 +124,7 @@ def _parsed(flag: Flag, value: Any) -> Any:
         return [each(word.strip()) for word in value.split(",") if word.strip()]
     except ValueError as error:
         name = flag_name(flag.name)
-        raise OptionError(f"{name} {value}: expected {each.__name__} values with commas between, no spaces") from error
+        raise OptionError(f"{name} {value}: expected {_IN_WORDS[each]} with commas between them") from error
 
 
 def _plain(value: Any) -> Any:

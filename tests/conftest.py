@@ -48,7 +48,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="session")
 def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CNN that was trained and exported with INT8: the run folder, the photos beside it in `photos`."""
-    from edgecls.calibration.sample import SampleOptions
+    from edgecls.calibration.options import SampleOptions
     from edgecls.export.options import ExportOptions
     from edgecls.export.run import export
     from edgecls.options import from_flat

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from edgecls import cli
-from edgecls.calibration.sample import SampleOptions
-from edgecls.export.adopt.run import AdoptOptions
-from edgecls.export.engine import EngineOptions
-from edgecls.export.judge.gate import GateOptions
-from edgecls.export.options import ExportOptions
-from edgecls.runtime.backends.engine_file import BatchProfile
-from edgecls.train.networks.pretrained import PretrainedOptions
 
 runner = CliRunner()
 EDGECLS = [sys.executable, "-m", "edgecls.cli"]
@@ -37,31 +28,6 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     for command in ("train", "export", "predict", "engine", "verify", "pretrained", "adopt", "demo"):
         assert command in result.output
-
-
-# flags whose name is not the field's: a library's name needs no prefix, and typer's enum stands for a literal
-RENAMED = {"format": "row_format", "n_images": "calibration_images", "source": "calibration", "dla_core": "dla"}
-
-
-@pytest.mark.parametrize(
-    ("command", "options", "differing"),
-    [
-        (cli.export, [ExportOptions, SampleOptions, GateOptions], {"sample", "gate", "engine"}),
-        (cli.engine, [EngineOptions], {"batch"}),
-        (cli.pretrained, [PretrainedOptions], {"model"}),
-        (cli.adopt, [AdoptOptions], {"file"}),
-    ],
-    ids=["export", "engine", "pretrained", "adopt"],
-)
-def test_the_flags_have_the_defaults_of_the_library(command: Any, options: list[Any], differing: set[str]) -> None:
-    flags = inspect.signature(command).parameters
-    for field in [field for each in options for field in fields(each)]:
-        if field.name in differing:
-            continue
-        default = flags[RENAMED.get(field.name, field.name)].default
-        assert getattr(default, "value", default) == field.default, field.name
-    for each in (cli.export, cli.engine):
-        assert inspect.signature(each).parameters["batch"].default == str(BatchProfile())
 
 
 def test_the_three_commands_run_as_they_stand(in_empty_folder: Path, photos: Path) -> None:

@@ -14,7 +14,14 @@ import edgecls
 TORCH = ("torch", "torchvision", "lightning", "timm")
 
 # modules that may load torch: training, the export from torch, and those that call them
-NEEDS_TORCH = ("edgecls.train", "edgecls.export.onnx", "edgecls.export.work", "edgecls.export.run", "edgecls.demo")
+NEEDS_TORCH = (
+    "edgecls.train",
+    "edgecls.export.onnx",
+    "edgecls.export.work",
+    "edgecls.tables.train",
+    "edgecls.export.run",
+    "edgecls.demo",
+)
 
 BLOCK = f"""
 import sys

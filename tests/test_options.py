@@ -3,32 +3,77 @@
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from edgecls import cli
+from edgecls.bench.options import BenchOptions
 from edgecls.errors import OptionError
+from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
+from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
-from edgecls.train.options import NetworkOptions, RecipeOptions, TrainOptions, without_effect
+from edgecls.runtime.options import PredictOptions
+from edgecls.train.options import NetworkOptions, PretrainedOptions, RecipeOptions, TrainOptions, without_effect
 
 CHANGED = TrainOptions(
     Path("photos"), NetworkOptions("cnn", width=8, hidden=(64, 32), batch_norm="none"), recipe=RecipeOptions(lr=0.5)
 )
 
 
-@pytest.mark.parametrize("options", [TrainOptions(), CHANGED], ids=["defaults", "changed"])
-def test_options_come_back_from_json_as_they_were(options: TrainOptions) -> None:
-    assert from_flat(TrainOptions, json.loads(json.dumps(flat(options))), "a test") == options
+# the options of every command that has more than one, as they are without a flag
+OF_COMMANDS: list[Any] = [
+    TrainOptions(),
+    ExportOptions(),
+    BuildOptions(),
+    PredictOptions(("photos",)),
+    BenchOptions(),
+    PretrainedOptions("efficientnet_lite0"),
+    AdoptOptions(Path("model.onnx")),
+]
+IDS = [type(options).__name__ for options in OF_COMMANDS]
 
 
-def test_every_flag_has_a_name_of_its_own_and_a_help_line() -> None:
-    flags = list(flags_of(TrainOptions))
-    assert len({flag.name for flag in flags}) == len(flags)
-    assert all(flag.help.endswith(".") for flag in flags)
-    assert all(flag.shown for flag in flags if flag.default is None)
+@pytest.mark.parametrize("options", [*OF_COMMANDS, CHANGED], ids=[*IDS, "changed"])
+def test_options_come_back_from_json_as_they_were(in_empty_folder: Path, options: Any) -> None:
+    with_latest()
+    assert from_flat(type(options), json.loads(json.dumps(flat(options))), "a test") == options
+
+
+@pytest.mark.parametrize("options", OF_COMMANDS, ids=IDS)
+def test_every_flag_has_a_name_of_its_own_and_a_help_line(options: Any) -> None:
+    every = list(flags_of(type(options)))
+    assert len({flag.name for flag in every}) == len(every)
+    assert all(flag.help.endswith(".") for flag in every)
+    assert all(flag.shown for flag in every if flag.default is None)
+
+
+@pytest.mark.parametrize("options", OF_COMMANDS, ids=IDS)
+def test_a_command_without_flags_gets_the_defaults(in_empty_folder: Path, options: Any) -> None:
+    with_latest()
+    seen: list[Any] = []
+    app = typer.Typer()
+    needed = [flag.name for flag in flags_of(type(options)) if flag.default is MISSING]
+
+    @app.command()
+    @flags(type(options), arguments=tuple(needed))
+    def command(options: Any) -> None:
+        seen.append(options)
+
+    words = [flat(options)[name] for name in needed]
+    result = CliRunner().invoke(app, [word if isinstance(word, str) else word[0] for word in words])
+    assert result.exit_code == 0, result.output
+    assert seen == [options]
+
+
+def with_latest() -> None:
+    """A run that `latest` can name."""
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/latest").symlink_to("a")
 
 
 WRONG = [
@@ -85,7 +130,7 @@ def test_flags_win_over_the_file_of_options(
 TYPOS = [
     pytest.param(["--epochs", "x"], 2, "Invalid value for '--epochs'", id="a word for a number"),
     pytest.param(["--schedule", "cosin"], 2, "is not one of", id="an unknown choice"),
-    pytest.param(["--hidden", "64,x"], 1, "--hidden 64,x: expected int values", id="a word in a list"),
+    pytest.param(["--hidden", "64,x"], 1, "--hidden 64,x: expected whole numbers with commas", id="a word in a list"),
     pytest.param(["--epohcs", "1"], 2, "No such option", id="an unknown flag"),
     pytest.param(["--track", "excel"], 1, "--track excel: expected mlflow or wandb", id="an unknown tracker"),
     pytest.param(["--folds", "1"], 1, "--folds 1: expected 0", id="one fold"),

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,79 +21,20 @@ from edgecls.bench.contender import ON_CPU, Contender, Entrant, Worker, WorkerFa
 from edgecls.bench.files import accuracies_of, find_candidates
 from edgecls.bench.layer_times import LayerTime
 from edgecls.bench.machine import Machine, MachineState
+from edgecls.bench.options import BenchOptions
 from edgecls.bench.worker import Job
-from edgecls.errors import OptionError, RunError, some
+from edgecls.errors import RunError, some
 from edgecls.manifest import Precision
 from edgecls.prefetch import n_cores
-from edgecls.runs import LATEST, find_model, write_json
-from edgecls.runtime.options import AskedPrecision, Device
+from edgecls.runs import find_model, write_json
+from edgecls.runtime.options import Device
 
 _N_ROUNDS: Final = 3
 _GPU_CALLERS: Final = 2  # one copies while the other's batch is on the GPU
-_MOST_SECONDS: Final = 3600.0
 _FEW_CALLS: Final = 100  # below, the 99th percentile is the slowest call or nearly
 _STEADY: Final = 1.2  # slowest round over fastest, median of the cells
 
 OnStep = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """Attributes:
-    model: a run folder, an ONNX file or an engine.
-    batch_sizes: images an inference, rising.
-    precisions: `auto` is all that the run has and the device is meant for; `int8` picks the graph for the device.
-    devices: `auto` is all that are here.
-    seconds: to measure each cell, latency and throughput alike; the warm-up comes on top.
-    lanes: inferences at a time on a CPU where img/s are measured; None is one a core. Latency is always that of
-        one inference at a time with all cores.
-    layers: also the time of every layer, at the smallest batch.
-    out: JSON file for all of it.
-    plot: PNG file that accuracy over latency will be drawn into; here it is only made sure that it can be.
-    """
-
-    model: str = LATEST
-    batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
-    precisions: tuple[AskedPrecision, ...] = ("auto",)
-    devices: tuple[Device, ...] = ("auto",)
-    seconds: float = 2.0
-    lanes: int | None = None
-    layers: bool = False
-    out: Path | None = None
-    plot: Path | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_sizes", tuple(sorted(set(self.batch_sizes))))
-        if not self.batch_sizes or self.batch_sizes[0] < 1:
-            raise OptionError(f"--batch-sizes {','.join(map(str, self.batch_sizes))}: expected numbers from 1")
-        if not 0 < self.seconds <= _MOST_SECONDS:
-            raise OptionError(f"--seconds {self.seconds}: expected more than 0, and at most {_MOST_SECONDS:.0f}")
-        if self.lanes is not None and self.lanes < 1:
-            raise OptionError(f"--lanes {self.lanes}: expected 1 or more")
-        for flag, asked in (("--precision", self.precisions), ("--device", self.devices)):
-            if not asked or ("auto" in asked and len(asked) > 1):
-                raise OptionError(f"{flag} auto stands for all of them; leave it out, or the others")
-        for flag, path in (("--out", self.out), ("--plot", self.plot)):
-            if path is not None and path.is_dir():
-                raise OptionError(f"{flag} {path}: this is a folder; name a file in it")
-        if self.plot is not None and self.plot.suffix.lower() != ".png":
-            raise OptionError(f"--plot {self.plot}: expected a name that ends in .png")
-
-    @classmethod
-    def sizes(cls, text: str) -> tuple[int, ...]:
-        """Read `1,4,16,64`.
-
-        Raises:
-            OptionError: not whole numbers with commas.
-        """
-        try:
-            return tuple(int(part) for part in text.split(","))
-        except ValueError:
-            raise OptionError(f"--batch-sizes {text}: expected whole numbers with commas, such as 1,4,16,64") from None
-
-    def callers(self, device: Device) -> int:
-        """Threads that infer at the same time where img/s are measured."""
-        return (self.lanes or n_cores()) if device in ON_CPU else _GPU_CALLERS
 
 
 @dataclass(frozen=True)
@@ -150,6 +90,11 @@ class BenchResult:
         return asdict(self)
 
 
+def _callers(options: BenchOptions, device: Device) -> int:
+    """Threads that infer at the same time where img/s are measured."""
+    return (options.lanes or n_cores()) if device in ON_CPU else _GPU_CALLERS
+
+
 def bench(options: BenchOptions, *, on_step: OnStep = lambda line: None) -> BenchResult:
     """Measure a model on this machine.
 
@@ -176,7 +121,7 @@ def bench(options: BenchOptions, *, on_step: OnStep = lambda line: None) -> Benc
         entrants = []
         for candidate, precision in candidates:
             on_step(f"opening {candidate}")
-            entrants.append(Entrant.open(stack, candidate, precision, options.callers(candidate.device)))
+            entrants.append(Entrant.open(stack, candidate, precision, _callers(options, candidate.device)))
         during = _measure(entrants, options, on_step)
     layers = [_layers(entrant, options, on_step) for entrant in entrants] if options.layers else []
     after = machines.state()

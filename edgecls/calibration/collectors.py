@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+from edgecls.calibration.options import Method
+
 # Best or close to it on most networks, while each of the others is far off on several; docs/int8.md has the figures.
 DEFAULT_METHOD: Final[Method] = "mse"
 

@@ -14,7 +14,8 @@ import onnx
 import onnxruntime
 
 from edgecls import images
-from edgecls.calibration.collectors import COLLECTORS, DEFAULT_METHOD, METHODS, RANGE_OF, Extremes, Method, Range
+from edgecls.calibration.collectors import COLLECTORS, DEFAULT_METHOD, RANGE_OF, Extremes, Range
+from edgecls.calibration.options import METHODS, Method
 from edgecls.calibration.sample import CalibrationImage, CalibrationSet
 from edgecls.errors import ExportError
 from edgecls.images import Pixels

@@ -9,34 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from edgecls import images
+from edgecls.calibration.options import SampleOptions
 from edgecls.datasets import ClassNames, LabelledImage, read_label_rows, stratified_sample
-from edgecls.errors import DatasetError, ImageError, OptionError, some
+from edgecls.errors import DatasetError, ImageError, some
 from edgecls.images import find_images, natural_key
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import n_cores, prefetch
 
 FEW: Final = 32  # images below which a range is a guess: the user is told
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Attributes:
-    n_images: how many to draw; all there are, where there are fewer.
-    seed: the same images, number and seed give the same set.
-    source: folder (searched to the bottom) or CSV (path,label) with the images; None draws from the training split.
-    allow_overlap: take images that are in the validation or test split too; it is recorded.
-    """
-
-    n_images: int = 512
-    seed: int = 0
-    source: Path | None = None
-    allow_overlap: bool = False
-
-    def __post_init__(self) -> None:
-        if self.n_images < 1:
-            raise OptionError(f"--calibration-images {self.n_images}: expected 1 or more")
-        if self.seed < 0:
-            raise OptionError(f"--seed {self.seed}: expected 0 or more")
 
 
 @dataclass(frozen=True)

@@ -13,69 +13,21 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgecls.errors import ExportError, OptionError, RunError
+from edgecls.export.options import BuildOptions, EngineOptions
 from edgecls.manifest import Manifest, Precision
-from edgecls.runs import atomic_path, sha256_of, write_json
+from edgecls.runs import ENGINES, atomic_path, find_model, sha256_of, write_json
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
-from edgecls.runtime.backends.engine_file import (
-    BatchProfile,
-    EngineRecord,
-    TensorRT,
-    find_tensorrt,
-    is_noise,
-    logger_of,
-    sidecar,
-)
+from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, is_noise, logger_of, sidecar
 from edgecls.runtime.backends.external_data import check_external_data
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.selection import file_for_engine
 
 _AMPERE: Final = (8, 0)
-_MAX_OPTIMIZATION_LEVEL: Final = 5
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Attributes:
-    batch: the batches that the engine takes.
-    optimization_level: how long TensorRT may search for a faster engine, 0 to 5; 3 is its own default.
-    dla_core: run on this deep learning accelerator of a Jetson, layers that it cannot run on the GPU; None is the GPU.
-    hardware_compatible: an engine for every GPU from compute capability 8.0 on; can be slower.
-    compute_capability: of a GPU elsewhere to build for, e.g. `8.6`; TensorRT for RTX alone. None is the GPU here.
-    """
-
-    batch: BatchProfile = field(default_factory=BatchProfile)
-    optimization_level: int = 3
-    dla_core: int | None = None
-    hardware_compatible: bool = False
-    compute_capability: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.optimization_level not in range(_MAX_OPTIMIZATION_LEVEL + 1):
-            raise OptionError(
-                f"--optimization-level {self.optimization_level}: expected a whole number "
-                f"from 0 to {_MAX_OPTIMIZATION_LEVEL}"
-            )
-        if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
-            raise OptionError(f"--compute-capability {self.compute_capability}: expected a number such as 8.6")
-        if self.hardware_compatible and self.compute_capability:
-            raise OptionError("--hardware-compatible and --compute-capability exclude one another: leave one out")
-        if self.dla_core is not None:
-            self._check_dla(self.dla_core)
-
-    def _check_dla(self, core: int) -> None:
-        if core < 0:
-            raise OptionError(f"--dla {core}: expected the number of a DLA core, from 0")
-        if self.hardware_compatible or self.compute_capability:
-            raise OptionError("--dla is for the accelerator of this Jetson: leave out the flags for other GPUs")
-        if not self.batch.min == self.batch.opt == self.batch.max:
-            raise OptionError(
-                f"--dla {core} with --batch {self.batch}: a DLA runs one size of batch only; "
-                f"give it three times, such as --batch {self.batch.opt},{self.batch.opt},{self.batch.opt}"
-            )
 
 
 @dataclass(frozen=True)
@@ -94,6 +46,16 @@ class EngineResult:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "file": str(self.file), "record": self.record.to_json()}
+
+
+def build(options: BuildOptions, *, on_step: Callable[[str], None] = lambda line: None) -> EngineResult:
+    """Build the engine of a run, or of a lone ONNX file, into the folder `engines` beside it.
+
+    Raises:
+        RunError, OptionError: no such file; or as `build_engine`.
+    """
+    file = file_for_engine(find_model(options.model), options.precision)
+    return build_engine(file, file.parent / ENGINES, options.engine, on_step=on_step)
 
 
 def build_engine(

@@ -1,52 +1,151 @@
-"""What `edgecls export` is asked for."""
+"""What `edgecls export`, `engine` and `adopt` are asked for. `--help` needs neither torch, onnx nor NumPy for it."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from edgecls.calibration.collectors import METHODS, Method
-from edgecls.calibration.sample import SampleOptions
+from edgecls.calibration.options import Method, SampleOptions
 from edgecls.errors import OptionError
-from edgecls.export.engine import EngineOptions
-from edgecls.export.graphs.int8 import FLAVOURS
-from edgecls.export.judge.gate import GateOptions
-from edgecls.manifest import Precision
-from edgecls.runs import (
-    LATEST,
-)
+from edgecls.manifest import Interpolation, Precision, Resize
+from edgecls.options import option, required
+from edgecls.runs import LATEST
+from edgecls.runtime.backends.batch_profile import BatchProfile
+from edgecls.runtime.backends.export_record import within_gate
+from edgecls.runtime.options import AskedPrecision
 
 AUTO: Final = "auto"
+_MAX_OPTIMIZATION_LEVEL: Final = 5
+
+AskedMethod = Literal["auto", Method]
+Flavour = Literal["int8", "int8-cpu"]
+Layout = Literal["nchw", "nhwc"]
+Rgb = tuple[float, float, float]
+FLAVOURS: Final[tuple[Flavour, ...]] = get_args(Flavour)
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """Gate.
+
+    Attributes:
+        max_drop: top-1, on the validation images.
+        min_speedup: img/s of the CPU's INT8 graph over FP32's, both on this machine.
+        time_budget: spent where INT8 loses more than `max_drop`.
+    """
+
+    max_drop: float = option(1.0, "Percentage points of top-1 accuracy that a file may lose against FP32.")
+    min_speedup: float = option(1.0, "Smallest speed of INT8 on this CPU, as a multiple of the speed of FP32.")
+    time_budget: float = option(
+        600.0, "Seconds that may be spent on giving layers back to float where INT8 loses too much."
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise OptionError(f"--max-drop {self.max_drop}: expected 0 to 100 percentage points")
+        if not 0 <= self.min_speedup < 1000:
+            raise OptionError(f"--min-speedup {self.min_speedup}: expected 0 (any speed) or more, such as 1.2")
+        if not self.time_budget >= 0:
+            raise OptionError(f"--time-budget {self.time_budget}: expected 0 seconds or more")
+
+    def allows(self, drop: float) -> bool:
+        """Whether a drop (a fraction) is within the gate."""
+        return within_gate(drop, self.max_drop)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """TensorRT engine.
+
+    Attributes:
+        optimization_level: 0 to 5; 3 is TensorRT's own default.
+        compute_capability: for TensorRT for RTX alone; None is the GPU here.
+    """
+
+    batch: BatchProfile = option(BatchProfile(), "Smallest, usual and largest batch of the engine, with commas.")
+    optimization_level: int = option(
+        3, "How long the builder searches: 0 builds fastest, 5 gives the fastest engine."
+    )  # fmt: skip
+    dla_core: int | None = option(
+        None, "Number of the DLA core to run on. Layers that it cannot run go to the GPU.", shown="none", flag="dla"
+    )
+    hardware_compatible: bool = option(
+        False, "Build an engine that runs on every GPU from Ampere on. It is slower."
+    )  # fmt: skip
+    compute_capability: str | None = option(
+        None, "Compute capability of another GPU to build for, such as 8.6 (TensorRT for RTX only).", shown="this GPU's"
+    )
+
+    def __post_init__(self) -> None:
+        if self.optimization_level not in range(_MAX_OPTIMIZATION_LEVEL + 1):
+            raise OptionError(
+                f"--optimization-level {self.optimization_level}: expected a whole number "
+                f"from 0 to {_MAX_OPTIMIZATION_LEVEL}"
+            )
+        if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
+            raise OptionError(f"--compute-capability {self.compute_capability}: expected a number such as 8.6")
+        if self.hardware_compatible and self.compute_capability:
+            raise OptionError("--hardware-compatible and --compute-capability exclude one another: leave one out")
+        if self.dla_core is not None:
+            self._check_dla(self.dla_core)
+
+    def _check_dla(self, core: int) -> None:
+        if core < 0:
+            raise OptionError(f"--dla {core}: expected the number of a DLA core, from 0")
+        if self.hardware_compatible or self.compute_capability:
+            raise OptionError("--dla is for the accelerator of this Jetson: leave out the flags for other GPUs")
+        if not self.batch.min == self.batch.opt == self.batch.max:
+            raise OptionError(
+                f"--dla {core} with --batch {self.batch}: a DLA runs one size of batch only; "
+                f"give it three times, such as --batch {self.batch.opt},{self.batch.opt},{self.batch.opt}"
+            )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """All options of `edgecls engine`."""
+
+    model: str = option(LATEST, "A run folder or an ONNX file.")
+    precision: AskedPrecision = option(
+        "auto", "Precision of the engine. auto takes the best that passed the gate of export."
+    )
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Attributes:
-    run: a run folder, or `latest`.
-    int8: write the INT8 graphs, and the FP16 graph that takes their place where they miss the gate.
-    fp16: write the FP16 graph.
-    sample: which images calibrate.
-    method: how a tensor's values become its range; `auto` is `mse`, and where that leaves much noise the best of all.
-    validation: class folders or CSV that the gate is measured on; None is the run's validation split.
-    gate: what a file must keep to.
-    engine: build a TensorRT engine from the best file that passed; None builds none.
+    """All options of `edgecls export`.
+
+    Attributes:
+        int8: the FP16 graph comes with it, as it takes the place of INT8 where that misses the gate.
+        method: `auto` is `mse`, and where that leaves much noise the best of all.
     """
 
-    run: str = LATEST
-    int8: bool = False
-    fp16: bool = False
+    run: str = option(LATEST, "A run folder.")
+    int8: bool = option(False, "Write the INT8 graphs, and the FP16 graph.")
+    fp16: bool = option(False, "Write the FP16 graph.")
+    engine: bool = option(False, "Build a TensorRT engine from the best file that passed.")
     sample: SampleOptions = field(default_factory=SampleOptions)
-    method: Method | Literal["auto"] = AUTO
-    validation: Path | None = None
+    method: AskedMethod = option(
+        AUTO, "How the values of a tensor become its range. auto takes mse, and the best of all methods where mse "
+        "leaves much noise."
+    )  # fmt: skip
+    validation: Path | None = option(
+        None, "Class folders or CSV of the images that the gate is measured on.", shown="the validation split"
+    )
     gate: GateOptions = field(default_factory=GateOptions)
-    engine: EngineOptions | None = None
+    builder: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
-        if self.method not in (AUTO, *METHODS):
-            raise OptionError(f"--method {self.method}: expected {AUTO} or one of {', '.join(METHODS)}")
+        if self.method not in get_args(AskedMethod):
+            raise OptionError(f"--method {self.method}: expected one of {', '.join(get_args(AskedMethod))}")
         if self.sample.source and not self.int8:
             raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
+        if self.builder != EngineOptions() and not self.engine:
+            raise OptionError(f"--batch {self.builder.batch} and what else is said of an engine: add --engine")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -54,3 +153,59 @@ class ExportOptions:
         if self.fp16 or self.int8:
             asked.append("fp16")
         return (*asked, *FLAVOURS) if self.int8 else tuple(asked)
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """All options of `edgecls adopt`; what is None is taken from the file where it says it.
+
+    Attributes:
+        file: float ONNX classifier, input (n, 3, h, w) or (n, h, w, 3).
+        labels: see `read_labels`.
+        resize, crop_fraction, interpolation: as in `Preprocessing`.
+    """
+
+    file: Path = required("An ONNX file with a float classifier.")
+    labels: Path | None = option(
+        None, "Text file with one label in each line (numbered or not), or JSON.", shown="the file's own"
+    )
+    image_size: int | None = option(None, "Height and width of the input in pixels.", shown="the file's own")
+    mean: Rgb | None = option(
+        None, "Mean of each RGB channel, of pixels from 0 to 1.", shown="the file's own"
+    )  # fmt: skip
+    std: Rgb | None = option(
+        None, "Standard deviation of each RGB channel, of pixels from 0 to 1.", shown="the file's own"
+    )
+    resize: Resize | None = option(
+        None, "How the picture is resized: shortest keeps its proportions and cuts off what is too long, squash "
+        "changes them, pad keeps them and adds a border.", shown="shortest"
+    )  # fmt: skip
+    crop_fraction: float | None = option(
+        None, "Share of the resized picture that the centre crop keeps.", shown="0.875"
+    )
+    interpolation: Interpolation | None = option(None, "How the resize computes a pixel.", shown="bilinear")
+    layout: Layout | None = option(
+        None, "Order of the axes of the input: nchw has the channels second, nhwc last.",
+        shown="as the network takes it",
+    )  # fmt: skip
+    output: str | None = option(None, "Name of the output to use.", shown="the one that fits the labels")
+    out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-adopted-<file>")
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and not 8 <= self.image_size <= 1024:
+            raise OptionError(f"--image-size {self.image_size}: expected 8 to 1024 pixels")
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
+            raise OptionError(f"--crop-fraction {self.crop_fraction}: expected a number above 0 and at most 1")
+        if (self.mean is None) != (self.std is None):
+            raise OptionError("--mean and --std belong together; give both or neither")
+        for flag, values in (("--mean", self.mean), ("--std", self.std)):
+            if values and not all(map(math.isfinite, values)):
+                raise OptionError(f"{flag} {' '.join(map(str, values))}: expected three numbers")
+            if values and max(values) > 1:
+                scaled = " ".join(f"{value / 255:.4g}" for value in values)
+                raise OptionError(
+                    f"{flag} {' '.join(map(str, values))}: expected values for pixels scaled to 0..1; "
+                    f"these look like 0..255, which would be {flag} {scaled}"
+                )
+        if self.std and min(self.std) <= 0:
+            raise OptionError(f"--std {' '.join(map(str, self.std))}: expected numbers above 0")

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgecls.calibration.collectors import Method
+from edgecls.calibration.options import Method
 from edgecls.export.engine import EngineResult
-from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.measure import Measurement
 from edgecls.export.judge.parity import Parity
+from edgecls.export.options import GateOptions
 from edgecls.manifest import Precision
 
 
@@ -53,6 +53,23 @@ class ExportResult:
         engine = self.engine.to_json() if self.engine else None
         values = {**asdict(replace(self, engine=None)), "run": str(self.run), "engine": engine}
         return {name: _without_nan(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class MembersResult:
+    """The results of a run, or of each member of an ensemble."""
+
+    run: str
+    members: tuple[ExportResult, ...]
+
+    @property
+    def verdict(self) -> str:
+        missed = any(member.verdict == "missed" for member in self.members)
+        return "missed" if missed else self.members[0].verdict
+
+    def to_json(self) -> dict[str, Any]:
+        members = [member.to_json() for member in self.members]
+        return members[0] if len(members) == 1 else {"run": self.run, "verdict": self.verdict, "members": members}
 
 
 def _without_nan(value: Any) -> Any:

@@ -7,15 +7,14 @@ run as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 
 from edgecls.export.data import ExportData
 from edgecls.export.engine import build_engine, check_target
 from edgecls.export.options import ExportOptions
-from edgecls.export.result import ExportResult
+from edgecls.export.result import ExportResult, MembersResult
 from edgecls.export.staging import commit, commit_report, staging
 from edgecls.export.work import Work
 from edgecls.progress import Progress
@@ -43,7 +42,7 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     progress = progress or Progress()
     run = find_run(options.run)
     if options.engine:
-        check_target(options.engine)
+        check_target(options.builder)
     data = ExportData.of(run, options)
     with staging(run) as staged:
         work = Work(run, options, data, staged, progress)
@@ -54,24 +53,29 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         progress.on_step(f"removed {', '.join(gone)}: of an earlier export, and not measured beside the new files")
     if options.engine:
         file = run.path(MODEL_FILES[result.engine_from])
-        engine = build_engine(file, run.path(ENGINES), options.engine, on_step=progress.on_step)
+        engine = build_engine(file, run.path(ENGINES), options.builder, on_step=progress.on_step)
         result = replace(result, engine=engine, seconds=time.perf_counter() - started)
         commit_report(result.to_json(), run)
     return result
 
 
 def export_members(
-    options: ExportOptions, progress_of: Callable[[str | Path], AbstractContextManager[Progress]]
-) -> Iterator[ExportResult]:
+    options: ExportOptions,
+    shown: Callable[[], AbstractContextManager[Progress]],
+    on_result: Callable[[ExportResult], None] = lambda result: None,
+) -> MembersResult:
     """Export a run, or each member of an ensemble of folds, one after the other.
 
     Args:
-        progress_of: for a member's folder, who is told how far its export is.
+        shown: gives, for each of them, who is told how far its export is.
+        on_result: called with each result as it is ready.
 
     Raises:
         As `export`; the members before are exported then.
     """
+    results = []
     for member in members_of(options.run):
-        with progress_of(member) as progress:
-            result = export(replace(options, run=str(member)), progress)
-        yield result
+        with shown() as progress:
+            results.append(export(replace(options, run=str(member)), progress))
+        on_result(results[-1])
+    return MembersResult(options.run, tuple(results))

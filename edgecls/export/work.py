@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 from edgecls import images, metrics
-from edgecls.calibration.collectors import DEFAULT_METHOD, METHODS, Method
+from edgecls.calibration.collectors import DEFAULT_METHOD
+from edgecls.calibration.options import METHODS, Method
 from edgecls.calibration.ranges import Calibration, calibrate
 from edgecls.calibration.sample import CalibrationSet, choose_calibration_set
 from edgecls.datasets import ClassNames, LabelledImage, stratified_sample, targets_of
@@ -23,7 +24,7 @@ from edgecls.errors import ExportError, OptionError, RunError
 from edgecls.export.data import ExportData
 from edgecls.export.graphs.fp16 import fp16_from_onnx, half
 from edgecls.export.graphs.graph import embed_manifest, needs_onnx_runtime
-from edgecls.export.graphs.int8 import FLAVOURS, QUANTIZED_OPS, Flavour, write_int8
+from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
 from edgecls.export.judge.float16 import Overflow, halves, overflows, ranges_of
 from edgecls.export.judge.gate import Int8, meet_gate, noise
 from edgecls.export.judge.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, answers, pixels_of, speeds
@@ -31,7 +32,7 @@ from edgecls.export.judge.parity import Parity, check_parity, compared
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verdict import decide
 from edgecls.export.onnx import onnx_from_run
-from edgecls.export.options import AUTO, ExportOptions
+from edgecls.export.options import AUTO, FLAVOURS, ExportOptions, Flavour
 from edgecls.export.result import ExportResult
 from edgecls.golden import Golden
 from edgecls.images import Pixels

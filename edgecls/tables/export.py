@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from edgecls.tables.common import PRECISION_NAMES, facts_table, percent, percent
 
 if TYPE_CHECKING:
     from edgecls.export.judge.measure import Measurement
-    from edgecls.export.result import ExportResult
+    from edgecls.export.result import ExportResult, MembersResult
     from edgecls.metrics import PairedDifference
 
 
@@ -22,17 +22,20 @@ def exported(result: ExportResult) -> tuple[Table, str, Table]:
     return _files(result), f"{result.verdict}: {result.reason}", _export_details(result)
 
 
-def exported_members(results: Sequence[ExportResult]) -> Table:
-    """A line a member of an ensemble, for those who do not want to compare its tables."""
+def exported_members(result: MembersResult) -> list[Table]:
+    """A line a member of an ensemble, for those who do not want to compare its tables; nothing of one run."""
+    results = result.members
+    if len(results) == 1:
+        return []
     table = Table(title=f"Export of {len(results)} members", title_justify="left", box=box.SIMPLE)
     for name in ("member", "FP32 top-1", "points lost by INT8", "INT8 img/s over FP32's", "predict opens", "verdict"):
         table.add_column(name, justify="left" if name in ("member", "verdict") else "right")
-    for result in results:
-        lost = "-" if result.int8_drop is None else f"{100 * result.int8_drop:.2f}"
-        speedup = "-" if result.int8_speedup is None else f"{result.int8_speedup:.2f}"
-        top1 = percent_or_none(result.precisions["fp32"].accuracy) or "-"
-        table.add_row(result.run.name, top1, lost, speedup, PRECISION_NAMES[result.serves], result.verdict)
-    return table
+    for each in results:
+        lost = "-" if each.int8_drop is None else f"{100 * each.int8_drop:.2f}"
+        speedup = "-" if each.int8_speedup is None else f"{each.int8_speedup:.2f}"
+        top1 = percent_or_none(each.precisions["fp32"].accuracy) or "-"
+        table.add_row(each.run.name, top1, lost, speedup, PRECISION_NAMES[each.serves], each.verdict)
+    return [table]
 
 
 def _files(result: ExportResult) -> Table:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from edgecls.evaluate.figures import draw_training
+from edgecls.runs import Run
 from edgecls.tables.common import facts_table, percent, with_interval
+from edgecls.tables.live import LiveLine
+from edgecls.train.kinds.folds import FoldsResult
+from edgecls.train.kinds.result import TrainResult
+from edgecls.train.machine import rank
+from edgecls.train.progress import Epoch, Listener
 
-if TYPE_CHECKING:
-    from edgecls.train.kinds.folds import FoldsResult
-    from edgecls.train.kinds.result import TrainResult
-    from edgecls.train.progress import Epoch
+
+def listener_on(console: Console, live: LiveLine) -> Listener:
+    """What is told of a training: lines on a console, the moment in the live line; of one process, if several train."""
+    say = partial(console.print, soft_wrap=not console.is_terminal)  # a line stays one in a file
+
+    def draw(run: Run) -> None:
+        live.loading("drawing the figures")
+        draw_training(run)
+
+    return Listener() if rank() else Listener(say, lambda epoch: say(epoch_line(epoch)), live.show, draw)
 
 
 def epoch_line(epoch: Epoch) -> str:
@@ -29,7 +43,12 @@ def epoch_line(epoch: Epoch) -> str:
     )
 
 
-def training(result: TrainResult) -> Table:
+def trained(result: TrainResult | FoldsResult) -> Table:
+    """The facts of one training, or a line for each fold."""
+    return _training(result) if isinstance(result, TrainResult) else _folds(result)
+
+
+def _training(result: TrainResult) -> Table:
     table = facts_table("Training")
     table.add_row("validation accuracy", f"{with_interval(result.validation_accuracy, result.n_validation)}")
     if result.test_accuracy is not None:
@@ -54,7 +73,7 @@ def training(result: TrainResult) -> Table:
     return table
 
 
-def folds(result: FoldsResult) -> Table:
+def _folds(result: FoldsResult) -> Table:
     """One line a fold; the mean and its standard deviation over the folds below them."""
     title = f"Cross-validation: {len(result.folds)} folds, stratified"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_footer=True)

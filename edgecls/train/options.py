@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Resize
-from edgecls.options import flag_name, flags_of, option
+from edgecls.options import flag_name, flags_of, option, required
 from edgecls.train.variations import operations_of
 
 SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
@@ -401,6 +401,21 @@ class TrainOptions:
     def is_head_alone(self) -> bool:
         """Whether the options say that nothing but the head is trained."""
         return self.recipe.epochs is not None and self.transfer.freeze_epochs == self.recipe.epochs
+
+
+@dataclass(frozen=True)
+class PretrainedOptions:
+    """All options of `edgecls pretrained`."""
+
+    model: str = required(
+        "Name of the network: efficientnet_lite0, lite1 or lite2, a torchvision classifier, or timm/NAME."
+    )
+    image_size: int | None = option(None, "Height and width of the input in pixels.", shown="the weights' own")
+    out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-<model>")
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and not 8 <= self.image_size <= 1024:
+            raise OptionError(f"--image-size {self.image_size}: expected 8 to 1024 pixels")
 
 
 def _expect_in_use(network: NetworkOptions) -> None:

@@ -5,13 +5,12 @@ No test here says how fast anything is.
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from edgecls.bench.contender import Worker as BenchWorker
 from edgecls.bench.files import Accuracy, accuracies_of, find_candidates
 from edgecls.bench.layer_times import LayerTime, layer_times
 from edgecls.bench.machine import CpuTimes, MachineState
+from edgecls.bench.options import BenchOptions
 from edgecls.bench.plot import SpeedPoint, accuracy_over_latency, on_front
-from edgecls.bench.run import BenchOptions, BenchResult, bench
+from edgecls.bench.run import BenchResult, bench
 from edgecls.bench.worker import Job, Request, Timer, timed, warm_up
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.manifest import Manifest, Precision, Preprocessing
@@ -610,16 +610,6 @@ def test_names_in_the_plot_cover_neither_points_nor_one_another(points: list[Spe
 
 def invoke(*arguments: object) -> Any:
     return runner.invoke(cli.app, ["bench", *(str(argument) for argument in arguments)])
-
-
-def test_the_flags_have_the_defaults_of_the_library() -> None:
-    flags = inspect.signature(cli.bench).parameters
-    assert BenchOptions.sizes(flags["batch_sizes"].default) == BenchOptions.batch_sizes
-    for flag, name in (("precision", "precisions"), ("device", "devices")):
-        assert tuple(each.value for each in flags[flag].default) == getattr(BenchOptions, name)
-    for field in fields(BenchOptions):
-        if field.name not in ("batch_sizes", "precisions", "devices"):
-            assert flags[field.name].default == field.default, field.name
 
 
 def test_json_is_one_object_on_standard_output(exported_run: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto
 
 from edgecls import images
-from edgecls.calibration.collectors import METHODS, RANGE_OF, Extremes, Histogram, Method
+from edgecls.calibration.collectors import RANGE_OF, Extremes, Histogram
+from edgecls.calibration.options import METHODS, Method, SampleOptions
 from edgecls.calibration.ranges import Calibration, calibrate, network_sha256
-from edgecls.calibration.sample import CalibrationSet, SampleOptions, choose_calibration_set
+from edgecls.calibration.sample import CalibrationSet, choose_calibration_set
 from edgecls.datasets import ClassNames, Dataset, read_split
 from edgecls.errors import DatasetError, ExportError, OptionError
 from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8

@@ -16,11 +16,13 @@ from onnx import TensorProto, helper
 
 from edgecls.errors import ExportError, MissingExtra, OptionError, RunError
 from edgecls.export import engine
-from edgecls.export.engine import EngineOptions, build_engine
+from edgecls.export.engine import build_engine
 from edgecls.export.graphs.graph import embed_manifest
+from edgecls.export.options import EngineOptions
 from edgecls.manifest import Manifest, Precision, Preprocessing
+from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
-from edgecls.runtime.backends.engine_file import BatchProfile, EngineRecord, find_tensorrt, sidecar
+from edgecls.runtime.backends.engine_file import EngineRecord, find_tensorrt, sidecar
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")

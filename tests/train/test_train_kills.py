@@ -24,7 +24,8 @@ from edgecls.options import from_flat
 from edgecls.runs import LATEST, RESUME, RUNS, UNFINISHED, Run, find_run, write_text
 from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
-from edgecls.train.networks.pretrained import PretrainedOptions, pretrained
+from edgecls.train.networks.pretrained import pretrained
+from edgecls.train.options import PretrainedOptions
 from edgecls.train.kinds.result import is_complete
 from edgecls.train.kinds import single
 from edgecls.train.run import resume, train

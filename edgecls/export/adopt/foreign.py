@@ -11,8 +11,9 @@ import onnx
 from onnx import TensorProto, helper, inliner
 
 from edgecls.errors import ExportError, RunError
-from edgecls.export.adopt.foreign_input import Layout, read_input
+from edgecls.export.adopt.foreign_input import read_input
 from edgecls.export.graphs.graph import all_nodes, drop_unused_domains, plain_domain
+from edgecls.export.options import Layout
 from edgecls.manifest import METADATA_KEY
 
 _QUANTIZED: Final = frozenset(

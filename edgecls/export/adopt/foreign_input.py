@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, cast
 
 import numpy as np
 import onnx
@@ -13,8 +13,7 @@ from onnx import TensorProto, helper
 
 from edgecls.errors import ExportError, OptionError
 from edgecls.export.graphs.session import run_session, session_of
-
-Layout = Literal["nchw", "nhwc"]
+from edgecls.export.options import Layout
 
 _RGB: Final = 3
 _CHANNELS_AT: Final[dict[Layout, int]] = {"nchw": 1, "nhwc": 3}

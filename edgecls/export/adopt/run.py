@@ -21,15 +21,16 @@ import onnx
 from edgecls.errors import OptionError, ParityError, RunError
 from edgecls.export.adopt.answer import Answer, answer_of
 from edgecls.export.adopt.foreign import Network, read_network
-from edgecls.export.adopt.foreign_input import Layout, any_size
+from edgecls.export.adopt.foreign_input import any_size
 from edgecls.export.adopt.label_lines import Listed
 from edgecls.export.adopt.labels import by_index, read_labels
 from edgecls.export.adopt.merge import Merged, merge
 from edgecls.export.graphs.graph import embed_manifest
 from edgecls.export.graphs.session import Floats
+from edgecls.export.options import AdoptOptions, Rgb
 from edgecls.golden import TOLERANCE, Golden, photo_crops, relative_difference
 from edgecls.images import Pixels
-from edgecls.manifest import Interpolation, Manifest, Preprocessing, Resize
+from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import MANIFEST, MODEL_FILES, Run, hashes_of, point_latest_at, sha256_of, whole_run
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
@@ -39,55 +40,6 @@ _KNOWN_SCALES: Final = """Ask the model's documentation; usual are:
   Keras, input from -1 to 1     --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5
   Keras, input from 0 to 255    --mean 0 0 0 --std 0.00392157 0.00392157 0.00392157
   input from 0 to 1             --mean 0 0 0 --std 1 1 1"""
-
-Rgb = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class AdoptOptions:
-    """What to adopt, and what its file does not say; a value of None is taken from the file where it does.
-
-    Attributes:
-        file: float ONNX classifier, input (n, 3, h, w) or (n, h, w, 3).
-        labels: text file with a label a line in index order, or JSON; see `read_labels`.
-        image_size: side of the square input in pixels.
-        mean, std: per RGB channel, for pixels scaled to 0..1.
-        resize, crop_fraction, interpolation: as in `Preprocessing`; None is its default.
-        out: the run folder to make; None is `runs/<time>-adopted-<stem>`.
-        layout: order of the input's axes; None finds out.
-        output: name of the output with the logits; None takes the one that fits the labels.
-    """
-
-    file: Path
-    labels: Path | None = None
-    image_size: int | None = None
-    mean: Rgb | None = None
-    std: Rgb | None = None
-    resize: Resize | None = None
-    crop_fraction: float | None = None
-    interpolation: Interpolation | None = None
-    out: Path | None = None
-    layout: Layout | None = None
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise OptionError(f"--image-size {self.image_size}: expected 8 to 1024 pixels")
-        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
-            raise OptionError(f"--crop-fraction {self.crop_fraction}: expected a number above 0 and at most 1")
-        if (self.mean is None) != (self.std is None):
-            raise OptionError("--mean and --std belong together; give both or neither")
-        for flag, values in (("--mean", self.mean), ("--std", self.std)):
-            if values and not all(map(math.isfinite, values)):
-                raise OptionError(f"{flag} {' '.join(map(str, values))}: expected three numbers")
-            if values and max(values) > 1:
-                scaled = " ".join(f"{value / 255:.4g}" for value in values)
-                raise OptionError(
-                    f"{flag} {' '.join(map(str, values))}: expected values for pixels scaled to 0..1; "
-                    f"these look like 0..255, which would be {flag} {scaled}"
-                )
-        if self.std and min(self.std) <= 0:
-            raise OptionError(f"--std {' '.join(map(str, self.std))}: expected numbers above 0")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -24,11 +24,9 @@ from edgecls.calibration.ranges import Calibration, network_sha256
 from edgecls.errors import ExportError
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import HEAD_PREFIX, PIXEL_SCALE, embed_manifest
+from edgecls.export.options import Flavour
 from edgecls.manifest import Manifest
 from edgecls.runs import atomic_path
-
-Flavour = Literal["int8", "int8-cpu"]
-FLAVOURS: Final[tuple[Flavour, ...]] = get_args(Flavour)
 
 # Where the time goes. TensorRT fuses a convolution with the activation behind it if nothing stands between them, so
 # for it only the inputs of these are quantised. (With Q/DQ between the two, symmetric int8 lost 1.3 points on cats and

@@ -12,41 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from edgecls.calibration.ranges import Calibration
-from edgecls.errors import OptionError
 from edgecls.export.graphs.equalise import equalised
-from edgecls.export.graphs.int8 import FLAVOURS, Flavour, layers, quantized
+from edgecls.export.graphs.int8 import layers, quantized
+from edgecls.export.options import FLAVOURS, Flavour, GateOptions
 from edgecls.images import Pixels
-from edgecls.runtime.backends.export_record import within_gate
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 
 # Equalisation is kept if it takes at least a tenth of the error: less is noise of a few dozen images.
 _WORTH_IT: Final = 0.9
-
-
-@dataclass(frozen=True)
-class GateOptions:
-    """Attributes:
-    max_drop: percentage points of top-1 that a file may lose to FP32 on the validation images.
-    min_speedup: img/s of the CPU's INT8 graph over FP32's, both on this machine, at the least.
-    time_budget: seconds for giving layers back to float where INT8 loses more than `max_drop`.
-    """
-
-    max_drop: float = 1.0
-    min_speedup: float = 1.0
-    time_budget: float = 600.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise OptionError(f"--max-drop {self.max_drop}: expected 0 to 100 percentage points")
-        if not 0 <= self.min_speedup < 1000:
-            raise OptionError(f"--min-speedup {self.min_speedup}: expected 0 (any speed) or more, such as 1.2")
-        if not self.time_budget >= 0:
-            raise OptionError(f"--time-budget {self.time_budget}: expected 0 seconds or more")
-
-    def allows(self, drop: float) -> bool:
-        """Whether a drop (a fraction) is within the gate."""
-        return within_gate(drop, self.max_drop)
 
 
 @dataclass(frozen=True)

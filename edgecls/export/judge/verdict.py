@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.measure import Measurement
 from edgecls.export.judge.parity import Parity
+from edgecls.export.options import GateOptions
 from edgecls.manifest import Precision
 from edgecls.runs import (
     MODEL_FILES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -107,6 +107,7 @@ class FoldsResult:
     folds: tuple[TrainResult, ...]
     test_accuracy: float | None
     seconds: float
+    is_interrupted: ClassVar[bool] = False  # of folds that were stopped there is no result
 
     @property
     def runs(self) -> tuple[Run, ...]:

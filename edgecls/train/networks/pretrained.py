@@ -22,28 +22,9 @@ from edgecls.runs import CHECKPOINT, point_latest_at, whole_run
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of, save_checkpoint
 from edgecls.train.networks.efficientnet_lite import LITE, weights_package
 from edgecls.train.networks.models import PixelClassifier, build_published, run_at_size
-from edgecls.train.options import TIMM_PREFIX
+from edgecls.train.options import TIMM_PREFIX, PretrainedOptions
 
 _IMAGENET_1K: Final = "imagenet-1k"  # timm's name for the 1000 classes
-
-
-@dataclass(frozen=True)
-class PretrainedOptions:
-    """What to make a run of.
-
-    Attributes:
-        model: `efficientnet_lite0` to `lite2`, a torchvision classifier, or `timm/NAME`.
-        image_size: side of the square input in pixels; None is the weights' own.
-        out: the run folder to make; None is `runs/<time>-<model>`.
-    """
-
-    model: str
-    image_size: int | None = None
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise OptionError(f"--image-size {self.image_size}: expected 8 to 1024 pixels")
 
 
 @dataclass(frozen=True)

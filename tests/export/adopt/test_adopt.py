@@ -21,8 +21,9 @@ from torch import nn
 from edgecls import Classifier
 from edgecls.errors import EdgeclsError, ExportError, OptionError, RunError
 from edgecls.export.adopt.labels import read_labels
-from edgecls.export.adopt.run import AdoptOptions, adopt
+from edgecls.export.adopt.run import adopt
 from edgecls.export.graphs.graph import PIXEL_SCALE
+from edgecls.export.options import AdoptOptions
 from edgecls.golden import Golden, photo_crops
 from edgecls.manifest import IMAGENET_MEAN, IMAGENET_STD, Manifest, Preprocessing
 from edgecls.runs import LATEST, RUNS, Run

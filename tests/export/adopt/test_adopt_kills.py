@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgecls.errors import RunError
-from edgecls.export.adopt.run import AdoptOptions, adopt
+from edgecls.export.adopt.run import adopt
+from edgecls.export.options import AdoptOptions
 from edgecls.runs import Run
 from tests.export.adopt.test_adopt import write_labels, write_model
 
@@ -22,7 +23,8 @@ KILLS = """
 import json, os, sys, traceback
 from pathlib import Path
 from edgecls.export.adopt import run as module
-from edgecls.export.adopt.run import AdoptOptions, adopt
+from edgecls.export.adopt.run import adopt
+from edgecls.export.options import AdoptOptions
 from edgecls.runs import LATEST, RUNS, Run, hashes_of
 
 

@@ -15,8 +15,9 @@ from edgecls.calibration.ranges import Calibration, network_sha256
 from edgecls.export.graphs.equalise import equalised
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import PIXEL_SCALE, embed_manifest
-from edgecls.export.graphs.int8 import FLAVOURS, Flavour, layers, quantized
-from edgecls.export.judge.gate import GateOptions, Int8, meet_gate
+from edgecls.export.graphs.int8 import layers, quantized
+from edgecls.export.judge.gate import Int8, meet_gate
+from edgecls.export.options import FLAVOURS, Flavour, GateOptions
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import Run

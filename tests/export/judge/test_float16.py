@@ -17,14 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from edgecls import metrics
-from edgecls.calibration.sample import SampleOptions
+from edgecls.calibration.options import SampleOptions
 from edgecls.cli import app
 from edgecls.errors import ExportError
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.judge.float16 import halves, overflows, ranges_of
-from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.temperature import fit_temperature
-from edgecls.export.options import ExportOptions
+from edgecls.export.options import ExportOptions, GateOptions
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
 from edgecls.golden import Golden

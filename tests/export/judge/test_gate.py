@@ -16,14 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from edgecls.calibration.sample import SampleOptions
+from edgecls.calibration.options import SampleOptions
 from edgecls.cli import app
 from edgecls.errors import DatasetError, OptionError, RunError
 from edgecls.export import work as export_work
-from edgecls.export.judge.gate import GateOptions
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verify import verify
-from edgecls.export.options import ExportOptions
+from edgecls.export.options import ExportOptions, GateOptions
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
 from edgecls.manifest import Manifest

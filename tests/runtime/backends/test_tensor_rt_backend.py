@@ -24,12 +24,14 @@ import numpy as np
 import pytest
 
 from edgecls.errors import MissingExtra, OptionError, RunError
-from edgecls.export.engine import EngineOptions, build_engine
+from edgecls.export.engine import build_engine
+from edgecls.export.options import EngineOptions
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import write_json
+from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.cuda import Gpu, _CudaBindings, find_gpu, open_cuda
-from edgecls.runtime.backends.engine_file import BatchProfile, EngineRecord, TensorRT, find_tensorrt, sidecar
+from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, sidecar
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.backends.tensor_rt import TensorRtBackend, find_engine, fits

@@ -15,12 +15,13 @@ import torch
 
 from edgecls.calibration.ranges import calibrate
 from edgecls.calibration.sample import CalibrationImage, CalibrationSet
-from edgecls.export.engine import EngineOptions, build_engine
+from edgecls.export.engine import build_engine
 from edgecls.export.graphs.fp16 import fp16_from_onnx
 from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
 from edgecls.export.onnx import onnx_from_checkpoint
+from edgecls.export.options import EngineOptions
 from edgecls.manifest import Manifest
-from edgecls.runtime.backends.engine_file import BatchProfile
+from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.networks.models import build

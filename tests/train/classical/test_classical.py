@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError, TrainingError
-from edgecls.export.engine import EngineOptions
 from edgecls.export.options import ExportOptions
 from edgecls.export.run import export
 from edgecls.golden import Golden
@@ -216,7 +215,7 @@ def test_an_engine_of_trees_is_refused_before_anything_is_replaced(
     monkeypatch.setattr("edgecls.export.run.check_target", lambda options: None)
     before = sorted(path.name for path in forest.folder.iterdir())
     with pytest.raises(OptionError, match="TensorRT cannot run the trees of random-forest"):
-        export(ExportOptions(str(forest.folder), engine=EngineOptions()))
+        export(ExportOptions(str(forest.folder), engine=True))
     assert sorted(path.name for path in forest.folder.iterdir()) == before
 
 

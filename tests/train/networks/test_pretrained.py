@@ -21,7 +21,8 @@ from edgecls.runs import LATEST, RUNS, Run
 from edgecls.train.networks import models
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of
 from edgecls.train.networks.models import build_published
-from edgecls.train.networks.pretrained import PretrainedOptions, PretrainedResult, pretrained, published_labels
+from edgecls.train.networks.pretrained import PretrainedResult, pretrained, published_labels
+from edgecls.train.options import PretrainedOptions
 
 
 @pytest.fixture(scope="module")
