@@ -19,10 +19,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 from networks import CACHE, EDGECLS, arguments_of, link, mobilenet_run, photos
 
-from edgecls.runtime.backends.protocol import DEVICES
+from edgecls.runtime.options import Device
 
 STALLED = 600  # seconds after which a life that should have ended counts as hung
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=3000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--device", choices=get_args(Device), default="cpu")
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     model = str(Path(arguments.model or mobilenet_run(arguments.cache)).resolve())

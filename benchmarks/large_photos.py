@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -25,8 +26,7 @@ from edgecls import images
 from edgecls.metrics import wilson_interval
 from edgecls.prefetch import n_cores
 from edgecls.runs import find_run
-from edgecls.runtime.backends.protocol import DEVICES
-from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
+from edgecls.runtime.options import ClassifierOptions, Device, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
 
 MEGAPIXELS = 12
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("run", help="an exported run with published weights")
     parser.add_argument("--photos", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--device", choices=get_args(Device), default="cpu")
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     files = large_photos(arguments.cache.resolve(), arguments.photos)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import cv2
 from networks import CACHE, EDGECLS, arguments_of, data_folder, link, mobilenet_run, photos
@@ -23,8 +24,7 @@ from networks import CACHE, EDGECLS, arguments_of, data_folder, link, mobilenet_
 from edgecls import images
 from edgecls.images import find_images
 from edgecls.progress import Progress
-from edgecls.runtime.backends.protocol import DEVICES
-from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
+from edgecls.runtime.options import ClassifierOptions, Device, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--model", help="an exported run or an ONNX file")
     parser.add_argument("--few", type=int, default=5_000)
     parser.add_argument("--many", type=int, default=100_000)
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--device", choices=get_args(Device), default="cpu")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--sample", type=Path, help="internal: be the fresh process")
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ from edgecls.golden import Golden
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.classifier import Classifier
-from edgecls.tables.train import folds
+from edgecls.tables.train import trained
 from edgecls.train.classical import settings as classical
 from edgecls.train.classical.head import head_onnx, linear_head
 from edgecls.train.classical.settings import Classical, Features, Targets, fit_classical
@@ -237,7 +237,7 @@ def test_folds_of_a_classical_head_end_in_an_ensemble(photos: Path, in_empty_fol
     for member in members_of("crossed"):
         assert Run(member).path(HEAD).is_file()
         assert load_checkpoint(Run(member))(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 2)
-    lines = folds(result)
+    lines = trained(result)
     assert "best epoch" not in [column.header for column in lines.columns]
 
 
