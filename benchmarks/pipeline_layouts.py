@@ -35,7 +35,7 @@ from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.options import TtaOptions
-from edgecls.runtime.pipeline import Member, answers
+from edgecls.runtime.pipeline import Member, Source, answers
 from edgecls.runtime.stages import StageTimes
 
 BATCHES = (4, 8, 16)
@@ -66,7 +66,8 @@ def batches_ahead(backend: Backend, files: list[Path], size: int) -> Iterable[ob
 
 def pipeline(backend: Backend, files: list[Path], size: int) -> Iterable[object]:
     member = Member.of(backend, TtaOptions())
-    return answers([member], files, batch_size=size, n_workers=n_cores(), times=StageTimes(), n_pictures=len(files))
+    sources = map(Source.of, files)
+    return answers([member], sources, batch_size=size, n_workers=n_cores(), times=StageTimes(), n_sources=len(files))
 
 
 Layout = Callable[[Backend, list[Path], int], Iterable[object]]

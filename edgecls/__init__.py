@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecls.manifest import Manifest, Preprocessing
     from edgecls.runtime.classifier import Classifier
-    from edgecls.runtime.ensemble import Ensemble
     from edgecls.runtime.prediction import Prediction
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Ensemble", "Manifest", "Prediction", "Preprocessing", "__version__"]
+__all__ = ["Classifier", "Manifest", "Prediction", "Preprocessing", "__version__"]
 
 _HOMES = {
     "Classifier": "edgecls.runtime.classifier",
-    "Ensemble": "edgecls.runtime.ensemble",
     "Manifest": "edgecls.manifest",
     "Prediction": "edgecls.runtime.prediction",
     "Preprocessing": "edgecls.manifest",

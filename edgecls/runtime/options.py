@@ -110,11 +110,23 @@ class VoteOptions:
         "each vote by validation accuracy."
     )  # fmt: skip
     tie_break: str = option(PROBABILITY, "Who decides a tie: probability, or the name of one of the models.")
+    subsets: bool = option(
+        False, "Measure every subset of the models too, on images with a known label, to find the fewest that suffice."
+    )
 
     def __post_init__(self) -> None:
         _expect_one("vote", self.vote, Vote)
         if self.vote == "soft" and self.tie_break != PROBABILITY:
             raise OptionError(f"--tie-break {self.tie_break}: with --vote soft there are no ties; leave it out")
+
+    def expect_several(self, n_models: int) -> None:
+        """Raises:
+        OptionError: something is said of a vote, and there is one model.
+        """
+        if n_models == 1 and self != VoteOptions():
+            raise OptionError(
+                "--vote, --tie-break and --subsets are for several models: repeat --model, or leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -235,8 +247,7 @@ class PredictOptions:
             raise OptionError("--report - : the report goes to a file; --json prints it")
         if self.top_k < 1:
             raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
-        if len(self.members) == 1 and self.vote != VoteOptions():
-            raise OptionError("--vote and --tie-break are for several models: repeat --model, or leave them out")
+        self.vote.expect_several(len(self.members))
         if not 0 <= self.min_confidence <= 1:
             raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
         written = [(file.resolve(), flag) for file, flag in self.written]

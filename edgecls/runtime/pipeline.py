@@ -59,16 +59,37 @@ Picture = str | Path | Frame | Unreadable
 
 
 @dataclass(frozen=True)
+class Source:
+    """One input, from where it was found to its row.
+
+    Attributes:
+        picture: the file, the frame of a video, or why there is nothing to read.
+        name: what its row calls it: as given; for a folder that is the only source, the path below it.
+        truth: its label where known, else None.
+    """
+
+    picture: Picture
+    name: str
+    truth: str | None = None
+
+    @classmethod
+    def of(cls, picture: Picture) -> Source:
+        """A picture that is called as it calls itself."""
+        return cls(picture, str(picture) if isinstance(picture, str | Path) else picture.name)
+
+
+@dataclass(frozen=True)
 class Member:
-    """One model, with the views that it looks at."""
+    """One opened model, with the views that it looks at; `file` is where it came from."""
 
     backend: Backend
     tta: TtaOptions
     views: tuple[View, ...]
+    file: Path | None = None
 
     @classmethod
-    def of(cls, backend: Backend, tta: TtaOptions) -> Member:
-        return cls(backend, tta, views_of(tta, backend.manifest.preprocessing))
+    def of(cls, backend: Backend, tta: TtaOptions, file: Path | None = None) -> Member:
+        return cls(backend, tta, views_of(tta, backend.manifest.preprocessing), file)
 
 
 @dataclass(frozen=True)
@@ -91,44 +112,44 @@ class Answered:
     """A batch on its way out.
 
     Attributes:
-        pictures: as they came, in their order.
-        reasons: one for each picture; empty where it was answered.
-        members: of each member the answers to the n pictures without a reason, in their order.
+        sources: as they came, in their order.
+        reasons: one for each source; empty where it was answered.
+        members: of each member the answers to the n sources without a reason, in their order.
     """
 
-    pictures: Sequence[Picture]
+    sources: Sequence[Source]
     reasons: tuple[str, ...]
     members: tuple[MemberAnswers, ...]
 
 
 def answers(
     members: Sequence[Member],
-    pictures: Iterable[Picture],
+    sources: Iterable[Source],
     *,
     batch_size: int,
     n_workers: int,
     times: StageTimes,
-    n_pictures: int | None = None,
+    n_sources: int | None = None,
     is_live: bool = False,
 ) -> Iterator[Answered]:
-    """Answer every picture, in order, `n_workers` batches at a time.
+    """Answer every source, in order, `n_workers` batches at a time.
 
     Each file is read and decoded once for all members and views. Results wait for their turn, two batches a worker at
-    most, so memory does not grow with the number of pictures.
+    most, so memory does not grow with the number of sources.
 
     Args:
-        pictures: drawn lazily, so they may be a stream.
+        sources: drawn lazily, so they may be a stream.
         batch_size: images an inference, views counted; one picture with all its views at the least.
-        n_pictures: how many there are, where that is known: a few are dealt out to all workers.
+        n_sources: how many there are, where that is known: a few are dealt out to all workers.
         is_live: answer each picture before the next one is waited for, as a camera wants it.
     """
     n_views = max(len(member.views) for member in members)
     size = 1 if is_live else max(1, batch_size // n_views)
-    if n_pictures is not None:
-        size = max(1, min(size, -(-n_pictures // n_workers)))
+    if n_sources is not None:
+        size = max(1, min(size, -(-n_sources // n_workers)))
     worker = _Worker(members, size, times)
     ahead = 1 if is_live else 2 * n_workers
-    return prefetch(worker.answer, batches(pictures, size), n_threads=n_workers, ahead=ahead)
+    return prefetch(worker.answer, batches(sources, size), n_threads=n_workers, ahead=ahead)
 
 
 class _Worker:
@@ -152,12 +173,12 @@ class _Worker:
             self._of_thread.buffers = found
         return found
 
-    def answer(self, pictures: Sequence[Picture]) -> Answered:
+    def answer(self, sources: Sequence[Source]) -> Answered:
         buffers = self._buffers()
         reasons, n = [], 0
-        for picture in pictures:
+        for source in sources:
             try:
-                self._load(picture, [buffer[n] for buffer in buffers])
+                self._load(source.picture, [buffer[n] for buffer in buffers])
                 reasons.append("")
                 n += 1
             except ImageError as error:
@@ -171,7 +192,7 @@ class _Worker:
         ]
         if n:
             self._times.add_all(times, n)
-        return Answered(pictures, tuple(reasons), tuple(members))
+        return Answered(sources, tuple(reasons), tuple(members))
 
     def _load(self, picture: Picture, into: Sequence[Pixels]) -> None:
         """One picture as every kind of member sees it, into (n_views, h, w, 3) each."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +18,14 @@ from edgecls.manifest import Precision
 from edgecls.progress import Progress
 from edgecls.runs import remove_leftovers, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.ensemble import Ensemble
-from edgecls.runtime.input.sources import Source, Sources, find_sources
+from edgecls.runtime.input.sources import Sources, find_sources
 from edgecls.runtime.options import PredictOptions
 from edgecls.runtime.output.outputs import Outputs, open_outputs
 from edgecls.runtime.output.rows import open_rows, partial_of
-from edgecls.runtime.pipeline import Answered, Picture
+from edgecls.runtime.pipeline import Answered, Source
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
-from edgecls.runtime.tally import EnsembleReport, EnsembleTally, MemberReport, TtaReport, ViewTally
+from edgecls.runtime.tally import EnsembleReport, EnsembleTally, TtaReport, ViewTally
 
 _FLUSHED: Final = 16  # rows after which what was written is safe from a kill
 
@@ -84,7 +82,7 @@ def predict(options: PredictOptions, progress: Progress = Progress()) -> Predict
         RunError: a file cannot be written; the rows so far are left in `<out>.partial`.
         DatasetError, OptionError, MissingExtra: before anything is written.
     """
-    with _open(options, progress.on_step) as model:
+    with Classifier.of(options.members, options.classifier, options.vote, on_note=progress.on_step) as model:
         sources = find_sources(options.sources, ClassNames.of(model.manifest), options.source)
         if options.rows.resume and sources.is_live:
             raise OptionError("--resume: a camera cannot be gone on with; leave it out")
@@ -99,32 +97,24 @@ def predict(options: PredictOptions, progress: Progress = Progress()) -> Predict
         return _Prediction(options, model, sources, progress).run()
 
 
-def _open(options: PredictOptions, on_note: Callable[[str], None]) -> Classifier | Ensemble:
-    how = options.classifier
-    if len(options.members) == 1:
-        return Classifier.of(options.members[0], how, on_note=on_note)
-    return Ensemble.of(options.members, options.vote, how, on_note=on_note)
-
-
 class _Prediction:
     """One call of `predict`: the counts that become its report."""
 
-    def __init__(
-        self, options: PredictOptions, model: Classifier | Ensemble, sources: Sources, progress: Progress
-    ) -> None:
+    def __init__(self, options: PredictOptions, model: Classifier, sources: Sources, progress: Progress) -> None:
         self.options, self.model, self.sources, self.progress = options, model, sources, progress
         self.top_k = min(options.top_k, len(model.manifest.labels))
         self.index = {label: index for index, label in enumerate(model.manifest.labels)}
         self.times = StageTimes()
         self.images = self.errors = self.abstained = self.resumed = self.labelled = self.right = 0
-        self.views = ViewTally(len(model.member.views)) if isinstance(model, Classifier) else None
-        self.members = EnsembleTally(len(model.members), model.scores) if isinstance(model, Ensemble) else None
+        self.names = model.voting.names if len(model.members) > 1 else ()
+        n_views = len(model.members[0].views)
+        self.views = ViewTally(n_views) if n_views > 1 and not self.names else None
+        self.votes = EnsembleTally(model.voting, options.vote.subsets) if self.names else None
 
     def run(self) -> PredictReport:
-        names = self.model.names if isinstance(self.model, Ensemble) else ()
         started = time.perf_counter()
         with (
-            open_rows(self.options.rows, self.top_k, names, self._made_by()) as rows,
+            open_rows(self.options.rows, self.top_k, self.names, self._made_by()) as rows,
             open_outputs(self.options.outputs, self.model.manifest.labels) as outputs,
         ):
             remaining = iter(self.sources)
@@ -156,11 +146,12 @@ class _Prediction:
         options = self.options
         if not options.rows.resume and options.rows.file is None:
             return {}
-        members = self.model.members if isinstance(self.model, Ensemble) else (self.model,)
         return {
-            "models": [sha256_of(member.file) if member.file else member.manifest.model for member in members],
+            "models": [
+                sha256_of(each.file) if each.file else each.backend.manifest.model for each in self.model.members
+            ],
             "tta": asdict(options.classifier.tta),
-            "vote": asdict(options.vote),
+            "vote": {"vote": options.vote.vote, "tie_break": options.vote.tie_break},
             "min_confidence": options.min_confidence,
             "frames": [options.source.frame_step, options.source.max_frames],
         }
@@ -182,33 +173,24 @@ class _Prediction:
         self._count(source, prediction, outputs)
 
     def _answered(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Prediction]]:
-        drawn: deque[Source] = deque()
-
-        def pictures() -> Iterator[Picture]:
-            for source in sources:
-                drawn.append(source)
-                yield source.picture
-
         count = self.sources.count
         n_left = None if count is None else count - self.resumed
-        batches = self.model.answers(pictures(), times=self.times, n_pictures=n_left, is_live=self.sources.is_live)
-        for answered in batches:
-            of_batch = [drawn.popleft() for _ in answered.pictures]
-            self._tally(of_batch, answered)
-            for source, prediction in zip(of_batch, self.model.predictions(answered, self.top_k), strict=True):
-                named = replace(prediction, path=source.name)
-                yield source, named.unless_below(self.options.min_confidence)
+        for answered in self.model.answers(sources, times=self.times, n_sources=n_left, is_live=self.sources.is_live):
+            self._tally(answered)
+            predictions = self.model.predictions(answered, self.top_k)
+            for source, prediction in zip(answered.sources, predictions, strict=True):
+                yield source, prediction.unless_below(self.options.min_confidence)
 
-    def _tally(self, sources: Sequence[Source], answered: Answered) -> None:
-        truths = [source.truth for source, reason in zip(sources, answered.reasons, strict=True) if not reason]
+    def _tally(self, answered: Answered) -> None:
+        truths = [each.truth for each, reason in zip(answered.sources, answered.reasons, strict=True) if not reason]
         known = np.array([truth is not None for truth in truths], bool)
         truth = np.array([self.index[truth] for truth in truths if truth is not None], np.int64)
-        if self.views and answered.members[0].view_answers.shape[1] > 1:
+        if self.views:
             (member,) = answered.members
             self.views.add(member.view_answers[known], member.probabilities.argmax(axis=1)[known], truth)
-        if self.members and isinstance(self.model, Ensemble):
-            self.members.add_time([member.seconds for member in answered.members], len(truths))
-            self.members.add(self.model.probabilities(answered)[:, known], truth)
+        if self.votes:
+            self.votes.add_time([member.seconds for member in answered.members], len(truths))
+            self.votes.add(self.model.probabilities(answered)[:, known], truth)
 
     def _count(self, source: Source, prediction: Prediction, outputs: Outputs) -> None:
         self.images += 1
@@ -222,7 +204,7 @@ class _Prediction:
 
     def _report(self, seconds: float) -> PredictReport:
         options, model = self.options, self.model
-        members = model.members if isinstance(model, Ensemble) else (model,)
+        backends = [member.backend for member in model.members]
         report = PredictReport(
             images=self.images,
             errors=self.errors,
@@ -236,58 +218,25 @@ class _Prediction:
             stages=self.times.summaries(),
             bottleneck=self.times.bottleneck(model.n_threads, model.n_lanes),
             peak_memory_mb=peak_memory_mb(),
-            backend=_joined([member.backend_name for member in members]),
-            precision=_joined([member.precision for member in members]),
-            batch_size=max(member.batch_size for member in members),
-            n_views=len(members[0].member.views),
-            model=_joined([member.manifest.model for member in members]),
+            backend=model.backend_name,
+            precision=model.precision,
+            batch_size=model.batch_size,
+            n_views=len(model.members[0].views),
+            model=", ".join(dict.fromkeys(each.manifest.model for each in backends)),
             out=str(options.rows.file) if options.rows.file else "-",
             tta=self._tta(),
-            ensemble=self._ensemble(),
+            ensemble=self.votes.report(backends) if self.votes else None,
         )
         if options.report:
             write_json(options.report, report.to_json())
         return report
 
     def _tta(self) -> TtaReport | None:
-        if not (self.views and isinstance(self.model, Classifier)):
+        if not self.views:
             return None
-        member = self.model.member
+        (member,) = self.model.members
         ms = self.times.mean_ms("preprocess") + self.times.mean_ms("infer")
         return self.views.report([view.name for view in member.views], member.tta.combine, ms / len(member.views))
-
-    def _ensemble(self) -> EnsembleReport | None:
-        if not (self.members and isinstance(self.model, Ensemble)):
-            return None
-        model, tally = self.model, self.members
-        members = [
-            MemberReport(
-                name,
-                each.manifest.model,
-                each.precision,
-                each.backend_name,
-                tally.accuracy([index]),
-                int(n) if (n := each.manifest.metrics.get("parameters")) else None,
-                tally.infer_ms([index]),
-                int(tally.only_right[index]),
-                int(tally.only_wrong[index]),
-            )
-            for index, (name, each) in enumerate(zip(model.names, model.members, strict=True))
-        ]
-        everyone = range(len(members))
-        return EnsembleReport(
-            vote=model.options.vote,
-            tie_break=model.options.tie_break,
-            n=tally.n,
-            accuracy=tally.accuracy(everyone),
-            infer_ms=tally.infer_ms(everyone),
-            members=tuple(members),
-            subsets=tally.subset_reports(model.names),
-        )
-
-
-def _joined(values: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
 
 
 def _keep_inputs(options: PredictOptions, sources: Sources) -> None:

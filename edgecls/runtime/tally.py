@@ -5,7 +5,7 @@ Counted as the answers come, in memory that does not depend on the number of ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecls.metrics import mcnemar_p_value
+from edgecls.runtime.backends.protocol import Backend
+from edgecls.runtime.ensemble import Voting
 from edgecls.runtime.votes import Floats
 
 Indices = NDArray[np.int64]
@@ -153,7 +155,7 @@ class EnsembleReport:
     n: images whose label is known; accuracies are over these.
     accuracy: of the vote of all members; None where no label is known.
     tie_break: a member's name, or `probability`.
-    subsets: every one, the fastest first; empty where no label is known.
+    subsets: every one, the fastest first; empty where they were not asked for, or no label is known.
     """
 
     vote: str
@@ -166,17 +168,15 @@ class EnsembleReport:
 
 
 class EnsembleTally:
-    """Counts of the members, and of every subset of them."""
+    """Counts of the members, of all together and, where that is asked for, of every subset of them."""
 
-    def __init__(self, n_members: int, scores: Callable[[Floats, Sequence[int]], Floats]) -> None:
-        """Args:
-        scores: (n_members, n, n_classes) probabilities and some members' indices to the (n, n_classes) scores of
-            their vote.
-        """
+    def __init__(self, voting: Voting, with_subsets: bool) -> None:
+        self._voting = voting
         self.n = self.n_images = 0
-        self.subsets = [s for size in range(1, n_members + 1) for s in combinations(range(n_members), size)]
-        self._scores = scores
-        self._right = dict.fromkeys(self.subsets, 0)
+        n_members = len(voting.names)
+        sizes = range(1, n_members + 1) if with_subsets else (1, n_members)
+        self._with_subsets = with_subsets
+        self._right = {subset: 0 for size in sizes for subset in combinations(range(n_members), size)}
         self.only_right, self.only_wrong = np.zeros(n_members, np.int64), np.zeros(n_members, np.int64)
         self._seconds = np.zeros(n_members)
 
@@ -194,10 +194,8 @@ class EnsembleTally:
         self.n += len(truth)
         self.only_right += (right & (n_right == 1)).sum(axis=1)
         self.only_wrong += (~right & (n_right == len(right) - 1)).sum(axis=1)
-        for subset in self.subsets:
-            # the members alone are their own answers, whatever the vote
-            scores = probabilities[subset[0]] if len(subset) == 1 else self._scores(probabilities, subset)
-            self._right[subset] += int((scores.argmax(axis=1) == truth).sum())
+        for subset in self._right:
+            self._right[subset] += int((self._voting.scores(probabilities, subset).argmax(axis=1) == truth).sum())
 
     def accuracy(self, subset: Sequence[int]) -> float | None:
         return self._right[tuple(subset)] / self.n if self.n else None
@@ -205,16 +203,43 @@ class EnsembleTally:
     def infer_ms(self, subset: Sequence[int]) -> float:
         return float(self._seconds[list(subset)].sum() * 1000 / max(self.n_images, 1))
 
-    def subset_reports(self, names: Sequence[str]) -> tuple[SubsetReport, ...]:
-        """Every subset, the fastest first; none where no label is known."""
-        if not self.n:
-            return ()
-        points = {subset: (self.infer_ms(subset), self._right[subset] / self.n) for subset in self.subsets}
-        return tuple(
-            SubsetReport(
-                tuple(names[i] for i in subset), points[subset][1], points[subset][0], _is_on_front(subset, points)
+    def report(self, backends: Sequence[Backend]) -> EnsembleReport:
+        """What was counted; one backend for each member."""
+        names, options = self._voting.names, self._voting.options
+        members = [
+            MemberReport(
+                name,
+                each.manifest.model,
+                each.manifest.precision,
+                each.name,
+                self.accuracy([index]),
+                int(n) if (n := each.manifest.metrics.get("parameters")) else None,
+                self.infer_ms([index]),
+                int(self.only_right[index]),
+                int(self.only_wrong[index]),
             )
-            for subset in sorted(points, key=lambda each: points[each])
+            for index, (name, each) in enumerate(zip(names, backends, strict=True))
+        ]
+        everyone = range(len(members))
+        return EnsembleReport(
+            vote=options.vote,
+            tie_break=options.tie_break,
+            n=self.n,
+            accuracy=self.accuracy(everyone),
+            infer_ms=self.infer_ms(everyone),
+            members=tuple(members),
+            subsets=self.subset_reports(),
+        )
+
+    def subset_reports(self) -> tuple[SubsetReport, ...]:
+        """Every subset, the fastest first; none where they were not asked for, or no label is known."""
+        if not (self.n and self._with_subsets):
+            return ()
+        points = {subset: (self.infer_ms(subset), right / self.n) for subset, right in self._right.items()}
+        names = self._voting.names
+        return tuple(
+            SubsetReport(tuple(names[i] for i in subset), accuracy, ms, _is_on_front(subset, points))
+            for subset, (ms, accuracy) in sorted(points.items(), key=lambda each: each[1])
         )
 
 

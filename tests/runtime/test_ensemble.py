@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecls import Ensemble, images
+from edgecls import Classifier, images
 from edgecls.errors import OptionError
-from edgecls.manifest import Preprocessing
+from edgecls.manifest import Manifest, Preprocessing
 from edgecls.metrics import softmax
-from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.ensemble import member_names
+from edgecls.runtime.ensemble import Voting, member_names
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, VoteOptions
 from edgecls.runtime.predict import PredictReport, predict
 from edgecls.runtime.tally import EnsembleTally
-from edgecls.runtime.votes import majority
 from tests.conftest import draw, rows_of, write_image, write_linear_model
 from tests.runtime.test_votes import plain_winner
 
@@ -66,7 +64,7 @@ def alone(model: Path, paths: Sequence[Path]) -> list[dict[str, float]]:
 def test_an_ensemble_answers_like_a_slow_loop_over_its_members(models: list[Path], photos: Path, vote: Any) -> None:
     paths = list(images.find_images(photos))
     members = [alone(model, paths) for model in models]
-    with Ensemble.open([str(model) for model in models], vote=vote, device="cpu") as ensemble:
+    with Classifier.open([str(model) for model in models], vote=vote, device="cpu") as ensemble:
         predictions = list(ensemble.predict(paths, top_k=3))
     differing = 0
     for index, prediction in enumerate(predictions):
@@ -91,8 +89,8 @@ def test_an_ensemble_answers_like_a_slow_loop_over_its_members(models: list[Path
 def test_a_tie_goes_to_the_member_that_is_named(models: list[Path], photos: Path) -> None:
     paths = list(images.find_images(photos))
     ties = 0
-    with Ensemble.open([str(m) for m in models], tie_break=str(models[2]), device="cpu") as ensemble:
-        assert ensemble.options.tie_break == "c"
+    with Classifier.open([str(m) for m in models], tie_break=str(models[2]), device="cpu") as ensemble:
+        assert ensemble.voting.options.tie_break == "c"
         for prediction in ensemble.predict(paths):
             if len(set(prediction.members)) == 3:
                 assert prediction.label == prediction.members[2]
@@ -107,7 +105,7 @@ def test_every_file_is_read_and_decoded_once_for_all_members(
     plain_read, plain_decode = images.read, images.decode
     monkeypatch.setattr(images, "read", lambda path: read.append(path) or plain_read(path))
     monkeypatch.setattr(images, "decode", lambda *given: decoded.append(1) or plain_decode(*given))
-    with Ensemble.open([str(m) for m in models], device="cpu") as ensemble:
+    with Classifier.open([str(m) for m in models], device="cpu") as ensemble:
         assert len(list(ensemble.predict(images.find_images(photos)))) == 60
     assert (len(read), len(set(read)), len(decoded)) == (60, 60, 60)
 
@@ -123,7 +121,7 @@ def test_members_with_another_background_see_their_own(tmp_path: Path) -> None:
         )
         for name, level in (("white", 255), ("black", 0))
     ]
-    with Ensemble.open([str(file) for file in files], device="cpu") as ensemble:
+    with Classifier.open([str(file) for file in files], device="cpu") as ensemble:
         (prediction,) = ensemble.predict([clear])
     # what is white to one is black to the other: their logits have opposite signs
     assert prediction.members[0] != prediction.members[1]
@@ -143,7 +141,7 @@ def run(models: Sequence[Path], photos: Path, **vote: Any) -> PredictReport:
 
 def test_rows_and_report_say_who_was_right(models: list[Path], photos: Path, in_empty_folder: Path) -> None:
     (photos / "a" / "broken.png").write_bytes(b"")
-    report = run(models, photos, tie_break=str(models[1]))
+    report = run(models, photos, tie_break=str(models[1]), subsets=True)
     rows = [row for row in rows_of(Path("rows.csv")) if row["status"] == "ok"]
     assert list(rows[0])[5:] == ["agreement", "entropy", "a", "b", "c"]
     truth = [row["path"][0] for row in rows]
@@ -172,14 +170,15 @@ def test_rows_and_report_say_who_was_right(models: list[Path], photos: Path, in_
 
 
 def test_the_front_holds_what_nothing_is_both_better_and_faster_than() -> None:
-    tally = EnsembleTally(2, lambda probabilities, chosen: majority(probabilities[list(chosen)]))
+    manifests = [Manifest(("a", "b"), Preprocessing(), "linear")] * 2
+    tally = EnsembleTally(Voting.of(manifests, ["slow", "fast"], VoteOptions()), with_subsets=True)
     right, wrong = [0.9, 0.1], [0.1, 0.9]
     # of four images the first member gets three, the second one, the two together none: ties go to the surer one,
     # and that is always the wrong one
     first, second = [right, right, right, wrong], [[0.05, 0.95]] * 3 + [[0.85, 0.15]]
     tally.add(np.array([first, second]), np.zeros(4, np.int64))
     tally.add_time([0.004, 0.001], 4)
-    reports = {report.members: report for report in tally.subset_reports(["slow", "fast"])}
+    reports = {report.members: report for report in tally.subset_reports()}
     assert {members: report.is_on_front for members, report in reports.items()} == {
         ("slow",): True,
         ("fast",): True,
@@ -197,23 +196,23 @@ def test_pictures_that_are_all_broken_are_rows_too(models: list[Path], tmp_path:
     for vote in ("majority", "soft", "weighted"):
         report = run(models, tmp_path / "broken", vote=vote)
         assert (report.images, report.errors, report.accuracy) == (20, 20, None)
-    with Ensemble.open([str(model) for model in models], device="cpu") as ensemble:
+    with Classifier.open([str(model) for model in models], device="cpu") as ensemble:
         (prediction,) = ensemble.predict(["nothing.jpg"])
         assert (prediction.status, prediction.members) == ("error", ())
 
 
 def test_a_tie_breaker_may_be_named_by_any_path_to_it(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(models[0].parent)
-    with Ensemble.open([str(model) for model in models], tie_break="./c.onnx", device="cpu") as ensemble:
-        assert ensemble.options.tie_break == "c"
-    with pytest.raises(OptionError, match="several models, got one"):
-        Ensemble.open(str(models[0]))
+    with Classifier.open([str(model) for model in models], tie_break="./c.onnx", device="cpu") as ensemble:
+        assert ensemble.voting.options.tie_break == "c"
+    with pytest.raises(OptionError, match="are for several models"):
+        Classifier.open(str(models[0]), vote="soft")
 
 
 def test_other_labels_are_an_error_that_names_them(tmp_path: Path, models: list[Path]) -> None:
     other = write_linear_model(tmp_path / "other.onnx", "abd")
     with pytest.raises(OptionError, match=r"other: other labels than the first model's: it lacks c; only it has d"):
-        Ensemble.open([str(models[0]), str(other)], device="cpu")
+        Classifier.open([str(models[0]), str(other)], device="cpu")
 
 
 BAD = [
@@ -226,13 +225,13 @@ BAD = [
 @pytest.mark.parametrize(("vote", "message"), BAD)
 def test_bad_votes_are_worded_with_the_flag(models: list[Path], vote: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Ensemble.open([str(model) for model in models[:2]], device="cpu", **vote)
+        Classifier.open([str(model) for model in models[:2]], device="cpu", **vote)
 
 
 def test_weights_need_a_measured_accuracy(tmp_path: Path, models: list[Path]) -> None:
     unmeasured = write_linear_model(tmp_path / "unmeasured.onnx")
     with pytest.raises(OptionError, match="unmeasured has none"):
-        Ensemble.open([str(models[0]), str(unmeasured)], vote="weighted", device="cpu")
+        Classifier.open([str(models[0]), str(unmeasured)], vote="weighted", device="cpu")
 
 
 def test_members_are_named_by_what_makes_them_differ(tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_members_are_named_by_what_makes_them_differ(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_is_closed_with_its_members(models: list[Path], photos: Path) -> None:
-    with Ensemble.open([str(model) for model in models[:2]], device="cpu") as ensemble:
+    with Classifier.open([str(model) for model in models[:2]], device="cpu") as ensemble:
         pass
     with pytest.raises(Exception, match="has been closed"):
         list(ensemble.predict(images.find_images(photos)))

@@ -156,10 +156,12 @@ def test_a_classifier_with_views_answers_like_a_slow_loop_over_them(
     paths = list(images.find_images(labelled))
     with Classifier.open(model, device="cpu", tta="flip,shifts", tta_combine=combine, batch_size=7) as classifier:
         own, predictions = classifier.manifest.preprocessing, list(classifier.predict(paths, top_k=3))
-        assert len(classifier.member.views) == 10
+        assert len(classifier.members[0].views) == 10
         for path, prediction in zip(paths, predictions, strict=True):
             image = images.decode(path.read_bytes(), own)
-            logits = [classifier.logits(view.pixels(image, own)[None])[0].tolist() for view in classifier.member.views]
+            logits = [
+                classifier.logits(view.pixels(image, own)[None])[0].tolist() for view in classifier.members[0].views
+            ]
             expected = plainly_combined(logits, 1.7, combine)
             for label, probability in prediction.top:
                 assert probability == pytest.approx(expected["abc".index(label)], abs=1e-5)
@@ -170,8 +172,10 @@ def test_all_views_of_a_batch_go_into_one_call(tmp_path: Path, labelled: Path, m
     model = write_linear_model(tmp_path / "model.onnx")
     with Classifier.open(model, device="cpu", tta="flips", batch_size=16, n_threads=1) as classifier:
         sizes: list[int] = []
-        infer = classifier.member.backend.infer
-        monkeypatch.setattr(classifier.member.backend, "infer", lambda x, times=None: sizes.append(len(x)) or infer(x))
+        infer = classifier.members[0].backend.infer
+        monkeypatch.setattr(
+            classifier.members[0].backend, "infer", lambda x, times=None: sizes.append(len(x)) or infer(x)
+        )
         assert len(list(classifier.predict(images.find_images(labelled)))) == 30
     assert sizes == [16] * 7 + [8]
 

@@ -19,25 +19,10 @@ from edgecls.images import Listing, has_image_suffix, natural_key, walk
 from edgecls.records import TextFile
 from edgecls.runtime.input import video
 from edgecls.runtime.options import SourceOptions
-from edgecls.runtime.pipeline import Picture, Unreadable
+from edgecls.runtime.pipeline import Source, Unreadable
 
 STDIN: Final = "-"
 LIST_SUFFIXES: Final = frozenset({".txt", ".csv"})
-
-
-@dataclass(frozen=True)
-class Source:
-    """One input.
-
-    Attributes:
-        picture: the file, the frame of a video, or why there is nothing to read.
-        name: how rows call it: as given; for a folder that is the only source, the path below it.
-        truth: its label where known, else None.
-    """
-
-    picture: Picture
-    name: str
-    truth: str | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from edgecls.runtime.backends import selection
 from edgecls.runtime.backends.belonging import check_belongs
 from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.ensemble import Ensemble
 from edgecls.runtime.options import Device
 from edgecls.train.networks.checkpoint import load_proved_checkpoint
 from tests.conftest import draw, write_image, write_linear_model
@@ -135,7 +134,7 @@ def test_a_copied_run_and_a_lone_file_stay_usable(run: Run, tmp_path: Path) -> N
         with Classifier.open(model, device="cpu") as classifier:
             assert classifier.predict_arrays([draw("checks", 3)])[0].status == "ok"
     with pytest.raises(RunError, match="is not the file"):
-        Ensemble.open([moved, run.folder], precision="fp32", device="cpu")
+        Classifier.open([moved, run.folder], precision="fp32", device="cpu")
 
 
 def test_a_repeated_export_stays_usable_and_mends_what_did_not_belong(run: Run) -> None:
@@ -328,7 +327,7 @@ def test_an_answer_that_is_no_number_is_a_row_with_a_reason(tmp_path: Path) -> N
     photo = write_image(tmp_path / "a.png", np.full((8, 8, 3), 255, np.uint8))
     with Classifier.open(model, device="cpu") as classifier:
         (prediction,) = classifier.predict([photo])
-    with Ensemble.open([model, model], device="cpu") as ensemble:
+    with Classifier.open([model, model], device="cpu") as ensemble:
         (voted,) = ensemble.predict([photo])
     for each in (prediction, voted):
         assert (each.status, each.label) == ("error", "")

@@ -16,7 +16,7 @@ from edgecls.export.judge.verify import verify
 from edgecls.runtime.backends import onnx_runtime
 from edgecls.runtime.backends.selection import Candidate
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.pipeline import Frame
+from edgecls.runtime.pipeline import Frame, Source
 from edgecls.tables.verify import verified
 from tests.conftest import draw, write_linear_model
 
@@ -70,7 +70,7 @@ def test_one_thread_calls_the_gpu_with_batches_of_one_size(
     calls: Calls, tmp_path: Path, tta: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_linear_model(tmp_path / "model.onnx")
-    frames = [Frame(str(seed), draw("checks", seed, 8)) for seed in range(21)]
+    frames = [Source.of(Frame(str(seed), draw("checks", seed, 8))) for seed in range(21)]
     batch_size = 8 if tta else 4
     with Classifier.open(model, device="cuda", batch_size=batch_size, n_threads=4, tta=tta) as classifier:
         assert classifier.backend_name == "onnxruntime-cuda"
@@ -88,8 +88,8 @@ def test_one_thread_calls_the_gpu_with_batches_of_one_size(
 def test_a_cpu_is_not_asked_for_whole_batches(tmp_path: Path) -> None:
     model = write_linear_model(tmp_path / "model.onnx")
     with Classifier.open(model, device="cpu", batch_size=4, n_threads=1) as classifier:
-        assert not classifier.member.backend.wants_whole_batches
-        assert classifier.member.backend.runs_in_caller
+        assert not classifier.members[0].backend.wants_whole_batches
+        assert classifier.members[0].backend.runs_in_caller
 
 
 def test_what_cannot_be_started_here_is_no_failure(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
