@@ -127,7 +127,7 @@ def training_steps(table: Table) -> None:
     import torch
 
     from edgecls.train.networks.models import build
-    from edgecls.train.options import NetworkOptions
+    from edgecls.train.recipe_options import NetworkOptions
 
     for model, size, batch in TRAINED:
         group = f"train {model} {size} px"
@@ -169,7 +169,7 @@ def write_models(folder: Path, table: Table) -> tuple[Any, dict[str, Path]]:
 
     from edgecls.export.onnx import onnx_from_checkpoint
     from edgecls.train.networks.models import build
-    from edgecls.train.options import NetworkOptions
+    from edgecls.train.recipe_options import NetworkOptions
 
     model, size = INFERRED
     torch.manual_seed(0)

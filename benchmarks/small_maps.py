@@ -20,7 +20,7 @@ from edgecls.train.fit.optimizers import OptimizerOptions, make_optimizer
 from edgecls.train.machine import keep_freed_memory
 from edgecls.train.networks import small_maps
 from edgecls.train.networks.models import PixelClassifier, build
-from edgecls.train.options import NetworkOptions
+from edgecls.train.recipe_options import NetworkOptions
 
 N_CLASSES, SIDE, STEPS = 10, 32, 4
 

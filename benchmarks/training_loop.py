@@ -27,7 +27,8 @@ from edgecls.train.fit.pace import Pace
 from edgecls.train.fit.recorder import Recorder
 from edgecls.train.machine import keep_freed_memory, lightning_precision, resolved_device
 from edgecls.train.networks.models import PixelClassifier, build
-from edgecls.train.options import MachineOptions, NetworkOptions
+from edgecls.train.options import MachineOptions
+from edgecls.train.recipe_options import NetworkOptions
 
 N_CLASSES = 10
 OPTIMIZER = OptimizerOptions("sgd", 0.05, 5e-4)

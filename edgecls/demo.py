@@ -24,8 +24,9 @@ from edgecls.tables.export import exported as exported_table
 from edgecls.tables.predict import predicted as predicted_table
 from edgecls.tables.train import epoch_line, trained
 from edgecls.train.kinds.result import TrainResult
-from edgecls.train.options import AugmentOptions, NetworkOptions, RecipeOptions, TrainOptions
+from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
+from edgecls.train.recipe_options import AugmentOptions, NetworkOptions, RecipeOptions
 from edgecls.train.run import train
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something

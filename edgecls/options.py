@@ -6,9 +6,10 @@ the manifest. Parts group flags that belong together; on the outside there is on
 
 from __future__ import annotations
 
+import math
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,35 @@ OPTIONS_KEY: Final = "options"  # of a file that says more than options, as reci
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Which values an option takes: whether one does, and how that is told. A value of None is always taken."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(least: float, note: str = "") -> Rule:
+    """Numbers from `least` on."""
+    return Rule(lambda value: value >= least, f"{least:,} or more{note}")
+
+
+def below(limit: float) -> Rule:
+    """Numbers from 0 on that are less than a limit."""
+    return Rule(lambda value: 0 <= value < limit, f"0 or more and below {limit}")
+
+
+def between(least: float, most: float, of: str = "") -> Rule:
+    """Numbers from `least` to `most`, both of them included."""
+    return Rule(lambda value: least <= value <= most, f"{least} to {most}{of}")
+
+
+def above(limit: float, below: float = math.inf, most: float = math.inf) -> Rule:
+    """Numbers greater than a limit, and less than another one or at most so much."""
+    upper = f" and below {below:,}" if below < math.inf else f" and at most {most:,}" if most < math.inf else ""
+    return Rule(lambda value: limit < value < below and value <= most, f"a number above {limit:,}{upper}")
+
+
+@dataclass(frozen=True)
 class _Told:
     """What a field says of itself, as `option` takes it."""
 
@@ -30,22 +60,57 @@ class _Told:
     shown: str = ""
     flag: str = ""
     repeat: bool = False
+    rule: Rule | None = None
 
 
-def option(default: _T, help: str, *, shown: str = "", flag: str = "", repeat: bool = False) -> _T:
+def option(
+    default: _T, help: str, *, shown: str = "", flag: str = "", repeat: bool = False, rule: Rule | None = None
+) -> _T:
     """A field with its help.
 
     Args:
         shown: what stands for a default of None ("the weights' own").
         flag: its name on the outside, where that is not the field's.
         repeat: whether several values are given by repeating the flag, and not with commas.
+        rule: that `Options` holds values to.
     """
-    return field(default=default, metadata={_FLAG: _Told(help, shown, flag, repeat)})
+    return field(default=default, metadata={_FLAG: _Told(help, shown, flag, repeat, rule)})
 
 
 def required(help: str, *, flag: str = "", repeat: bool = False) -> Any:
     """A field as `option` makes it, that has no default."""
     return field(metadata={_FLAG: _Told(help, "", flag, repeat)})
+
+
+class Options:
+    """Base of the dataclasses whose fields are options: none is made with a value that its rule or type refuses."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        OptionError: the first value that is none of the choices of its type, or that its rule refuses.
+        """
+        hints = get_type_hints(type(self))
+        for each in fields(self):  # type: ignore[arg-type]
+            told, value = each.metadata.get(_FLAG), getattr(self, each.name)
+            if not told or value is None:
+                continue
+            if rule := _choices(hints[each.name]) or told.rule:
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                expect(rule.holds(value), _name(each), shown, rule.expected)
+
+
+def _choices(annotation: Any) -> Rule | None:
+    hint, _ = without_none(annotation)
+    choices = get_args(hint)
+    return Rule(lambda value: value in choices, f"one of {', '.join(choices)}") if get_origin(hint) is Literal else None
+
+
+def expect(holds: bool, flag: str, value: object, expected: str) -> None:
+    """Raises:
+    OptionError: it does not hold.
+    """
+    if not holds:
+        raise OptionError(f"{flag_name(flag)} {value}: expected {expected}")
 
 
 @dataclass(frozen=True)

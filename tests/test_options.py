@@ -18,7 +18,8 @@ from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
 from edgecls.runtime.options import PredictOptions
-from edgecls.train.options import NetworkOptions, PretrainedOptions, RecipeOptions, TrainOptions, without_effect
+from edgecls.train.options import PretrainedOptions, TrainOptions, without_effect
+from edgecls.train.recipe_options import NetworkOptions, RecipeOptions
 
 CHANGED = TrainOptions(
     Path("photos"), NetworkOptions("cnn", width=8, hidden=(64, 32), batch_norm="none"), recipe=RecipeOptions(lr=0.5)

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from edgecls.errors import OptionError
-from edgecls.options import option
+from edgecls.options import Options, at_least, option
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Options):
     """Calibration.
 
     Attributes:
@@ -24,15 +23,9 @@ class SampleOptions:
         allow_overlap: takes images of the validation or test split too, which is recorded.
     """
 
-    n_images: int = option(512, "Largest number of calibration images.", flag="calibration_images")
-    seed: int = option(0, "Seed that the calibration images are drawn by.")
+    n_images: int = option(512, "Largest number of calibration images.", flag="calibration_images", rule=at_least(1))
+    seed: int = option(0, "Seed that the calibration images are drawn by.", rule=at_least(0))
     source: Path | None = option(
         None, "Folder or CSV of the images that set the INT8 ranges.", shown="the training split", flag="calibration"
     )
     allow_overlap: bool = option(False, "Allow calibration images that are validation or test images too.")
-
-    def __post_init__(self) -> None:
-        if self.n_images < 1:
-            raise OptionError(f"--calibration-images {self.n_images}: expected 1 or more")
-        if self.seed < 0:
-            raise OptionError(f"--seed {self.seed}: expected 0 or more")

@@ -11,14 +11,17 @@ from typing import Final, Literal, get_args
 from edgecls.calibration.options import Method, SampleOptions
 from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Precision, Resize
-from edgecls.options import option, required
+from edgecls.options import Options, Rule, above, at_least, between, option, required
 from edgecls.runs import LATEST
 from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.export_record import within_gate
 from edgecls.runtime.options import AskedPrecision
 
 AUTO: Final = "auto"
-_MAX_OPTIMIZATION_LEVEL: Final = 5
+_SPEEDUPS: Final = Rule(lambda value: 0 <= value < 1000, "0 (any speed) or more, such as 1.2")
+_LEVELS: Final = Rule(lambda value: value in range(6), "a whole number from 0 to 5")
+_CORES: Final = Rule(lambda value: value >= 0, "the number of a DLA core, from 0")
+_CAPABILITIES: Final = Rule(lambda text: bool(re.fullmatch(r"\d{1,2}\.\d", text)), "a number such as 8.6")
 
 AskedMethod = Literal["auto", Method]
 Flavour = Literal["int8", "int8-cpu"]
@@ -28,7 +31,7 @@ FLAVOURS: Final[tuple[Flavour, ...]] = get_args(Flavour)
 
 
 @dataclass(frozen=True)
-class GateOptions:
+class GateOptions(Options):
     """Gate.
 
     Attributes:
@@ -37,19 +40,19 @@ class GateOptions:
         time_budget: spent where INT8 loses more than `max_drop`.
     """
 
-    max_drop: float = option(1.0, "Percentage points of top-1 accuracy that a file may lose against FP32.")
-    min_speedup: float = option(1.0, "Smallest speed of INT8 on this CPU, as a multiple of the speed of FP32.")
-    time_budget: float = option(
-        600.0, "Seconds that may be spent on giving layers back to float where INT8 loses too much."
+    max_drop: float = option(
+        1.0,
+        "Percentage points of top-1 accuracy that a file may lose against FP32.",
+        rule=between(0, 100, " percentage points"),
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise OptionError(f"--max-drop {self.max_drop}: expected 0 to 100 percentage points")
-        if not 0 <= self.min_speedup < 1000:
-            raise OptionError(f"--min-speedup {self.min_speedup}: expected 0 (any speed) or more, such as 1.2")
-        if not self.time_budget >= 0:
-            raise OptionError(f"--time-budget {self.time_budget}: expected 0 seconds or more")
+    min_speedup: float = option(
+        1.0, "Smallest speed of INT8 on this CPU, as a multiple of the speed of FP32.", rule=_SPEEDUPS
+    )
+    time_budget: float = option(
+        600.0,
+        "Seconds that may be spent on giving layers back to float where INT8 loses too much.",
+        rule=at_least(0, " seconds"),
+    )
 
     def allows(self, drop: float) -> bool:
         """Whether a drop (a fraction) is within the gate."""
@@ -57,7 +60,7 @@ class GateOptions:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Options):
     """TensorRT engine.
 
     Attributes:
@@ -67,34 +70,33 @@ class EngineOptions:
 
     batch: BatchProfile = option(BatchProfile(), "Smallest, usual and largest batch of the engine, with commas.")
     optimization_level: int = option(
-        3, "How long the builder searches: 0 builds fastest, 5 gives the fastest engine."
+        3, "How long the builder searches: 0 builds fastest, 5 gives the fastest engine.", rule=_LEVELS
     )  # fmt: skip
     dla_core: int | None = option(
-        None, "Number of the DLA core to run on. Layers that it cannot run go to the GPU.", shown="none", flag="dla"
+        None,
+        "Number of the DLA core to run on. Layers that it cannot run go to the GPU.",
+        shown="none",
+        flag="dla",
+        rule=_CORES,
     )
     hardware_compatible: bool = option(
         False, "Build an engine that runs on every GPU from Ampere on. It is slower."
     )  # fmt: skip
     compute_capability: str | None = option(
-        None, "Compute capability of another GPU to build for, such as 8.6 (TensorRT for RTX only).", shown="this GPU's"
+        None,
+        "Compute capability of another GPU to build for, such as 8.6 (TensorRT for RTX only).",
+        shown="this GPU's",
+        rule=_CAPABILITIES,
     )
 
     def __post_init__(self) -> None:
-        if self.optimization_level not in range(_MAX_OPTIMIZATION_LEVEL + 1):
-            raise OptionError(
-                f"--optimization-level {self.optimization_level}: expected a whole number "
-                f"from 0 to {_MAX_OPTIMIZATION_LEVEL}"
-            )
-        if self.compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
-            raise OptionError(f"--compute-capability {self.compute_capability}: expected a number such as 8.6")
+        super().__post_init__()
         if self.hardware_compatible and self.compute_capability:
             raise OptionError("--hardware-compatible and --compute-capability exclude one another: leave one out")
         if self.dla_core is not None:
             self._check_dla(self.dla_core)
 
     def _check_dla(self, core: int) -> None:
-        if core < 0:
-            raise OptionError(f"--dla {core}: expected the number of a DLA core, from 0")
         if self.hardware_compatible or self.compute_capability:
             raise OptionError("--dla is for the accelerator of this Jetson: leave out the flags for other GPUs")
         if not self.batch.min == self.batch.opt == self.batch.max:
@@ -105,7 +107,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(Options):
     """All options of `edgecls engine`."""
 
     model: str = option(LATEST, "A run folder or an ONNX file.")
@@ -116,7 +118,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Options):
     """All options of `edgecls export`.
 
     Attributes:
@@ -140,8 +142,7 @@ class ExportOptions:
     builder: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(AskedMethod):
-            raise OptionError(f"--method {self.method}: expected one of {', '.join(get_args(AskedMethod))}")
+        super().__post_init__()
         if self.sample.source and not self.int8:
             raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
         if self.builder != EngineOptions() and not self.engine:
@@ -156,7 +157,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class AdoptOptions:
+class AdoptOptions(Options):
     """All options of `edgecls adopt`; what is None is taken from the file where it says it.
 
     Attributes:
@@ -169,7 +170,9 @@ class AdoptOptions:
     labels: Path | None = option(
         None, "Text file with one label in each line (numbered or not), or JSON.", shown="the file's own"
     )
-    image_size: int | None = option(None, "Height and width of the input in pixels.", shown="the file's own")
+    image_size: int | None = option(
+        None, "Height and width of the input in pixels.", shown="the file's own", rule=between(8, 1024, " pixels")
+    )
     mean: Rgb | None = option(
         None, "Mean of each RGB channel, of pixels from 0 to 1.", shown="the file's own"
     )  # fmt: skip
@@ -181,7 +184,7 @@ class AdoptOptions:
         "changes them, pad keeps them and adds a border.", shown="shortest"
     )  # fmt: skip
     crop_fraction: float | None = option(
-        None, "Share of the resized picture that the centre crop keeps.", shown="0.875"
+        None, "Share of the resized picture that the centre crop keeps.", shown="0.875", rule=above(0, most=1)
     )
     interpolation: Interpolation | None = option(None, "How the resize computes a pixel.", shown="bilinear")
     layout: Layout | None = option(
@@ -192,10 +195,7 @@ class AdoptOptions:
     out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-adopted-<file>")
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise OptionError(f"--image-size {self.image_size}: expected 8 to 1024 pixels")
-        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
-            raise OptionError(f"--crop-fraction {self.crop_fraction}: expected a number above 0 and at most 1")
+        super().__post_init__()
         if (self.mean is None) != (self.std is None):
             raise OptionError("--mean and --std belong together; give both or neither")
         for flag, values in (("--mean", self.mean), ("--std", self.std)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 from edgecls.errors import OptionError
-from edgecls.options import option, required
+from edgecls.options import Options, Rule, at_least, expect, option, required
 from edgecls.runs import LATEST, members_of
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -21,15 +21,11 @@ SortBy = Literal["copy", "link"]
 FAMILIES: Final = ("flip", "flips", "five-crop", "ten-crop", "shifts", "scales", "rotate", "blur")
 PROBABILITY: Final = "probability"
 STDOUT: Final = Path("-")
-
-
-def _expect_one(flag: str, value: str, known: object) -> None:
-    if value not in get_args(known):
-        raise OptionError(f"--{flag} {value}: expected one of {', '.join(get_args(known))}")
+_PROBABILITIES: Final = Rule(lambda value: 0 <= value <= 1, "a probability from 0 to 1")
 
 
 @dataclass(frozen=True)
-class TtaOptions:
+class TtaOptions(Options):
     """Test-time augmentation.
 
     Attributes:
@@ -46,12 +42,12 @@ class TtaOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.families if name not in FAMILIES]
         if unknown:
             raise OptionError(f"--tta {','.join(unknown)}: expected views out of {', '.join(FAMILIES)}")
         if self.combine != "probability" and not self.families:
             raise OptionError(f"--tta-combine {self.combine}: there are no views to combine; name some with --tta")
-        _expect_one("tta-combine", self.combine, Combine)
 
     @classmethod
     def parse(cls, text: str | None, combine: Combine = "probability") -> TtaOptions:
@@ -60,7 +56,7 @@ class TtaOptions:
 
 
 @dataclass(frozen=True)
-class ClassifierOptions:
+class ClassifierOptions(Options):
     """Model.
 
     Attributes:
@@ -79,23 +75,21 @@ class ClassifierOptions:
         "auto", "What runs the model. auto takes the fastest here; cpu and cuda are ONNX Runtime."
     )  # fmt: skip
     batch_size: int | None = option(
-        None, "Batch size, counting each view as an image.", shown="8 on a CPU, 32 on a GPU"
+        None, "Batch size, counting each view as an image.", shown="8 on a CPU, 32 on a GPU", rule=at_least(1)
     )  # fmt: skip
     n_threads: int | None = None
     n_lanes: int | None = None
     tta: TtaOptions = field(default_factory=TtaOptions)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_threads", "n_lanes"):
+        super().__post_init__()
+        for name in ("n_threads", "n_lanes"):  # these are no flags
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
-        _expect_one("precision", self.precision, AskedPrecision)
-        _expect_one("device", self.device, Device)
+            expect(value is None or value >= 1, name, value, "1 or more")
 
 
 @dataclass(frozen=True)
-class VoteOptions:
+class VoteOptions(Options):
     """Several models.
 
     Attributes:
@@ -115,7 +109,7 @@ class VoteOptions:
     )
 
     def __post_init__(self) -> None:
-        _expect_one("vote", self.vote, Vote)
+        super().__post_init__()
         if self.vote == "soft" and self.tie_break != PROBABILITY:
             raise OptionError(f"--tie-break {self.tie_break}: with --vote soft there are no ties; leave it out")
 
@@ -130,24 +124,20 @@ class VoteOptions:
 
 
 @dataclass(frozen=True)
-class SourceOptions:
+class SourceOptions(Options):
     """Sources."""
 
     labels: Path | None = option(
         None, "CSV with the true labels, in the columns path and label.", shown="told by class folders"
     )
-    frame_step: int = option(1, "Read every N-th frame of a video.")
-    max_frames: int | None = option(None, "Largest number of frames of a video or camera.", shown="all")
-
-    def __post_init__(self) -> None:
-        if self.frame_step < 1:
-            raise OptionError(f"--frame-step {self.frame_step}: expected 1 or more")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise OptionError(f"--max-frames {self.max_frames}: expected 1 or more")
+    frame_step: int = option(1, "Read every N-th frame of a video.", rule=at_least(1))
+    max_frames: int | None = option(
+        None, "Largest number of frames of a video or camera.", shown="all", rule=at_least(1)
+    )
 
 
 @dataclass(frozen=True)
-class RowsOptions:
+class RowsOptions(Options):
     """Rows.
 
     Attributes:
@@ -177,6 +167,7 @@ class RowsOptions:
         return self.out.suffix.lower().lstrip(".") if self.out else ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         suffix = self._suffix
         if self.format and suffix in get_args(Format) and suffix != self.format:
             raise OptionError(
@@ -189,7 +180,7 @@ class RowsOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Options):
     """Other outputs.
 
     Attributes:
@@ -204,7 +195,7 @@ class OutputOptions:
     sort_by: SortBy = option("copy", "Sort by copies or by symbolic links.")
 
     def __post_init__(self) -> None:
-        _expect_one("sort-by", self.sort_by, SortBy)
+        super().__post_init__()
         if self.submission and self.submission.exists() and not self.submission.is_file():
             raise OptionError(f"--submission {self.submission} is a folder or a device; expected a file name")
         if self.sort_into and self.sort_into.exists() and not self.sort_into.is_dir():
@@ -212,7 +203,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(Options):
     """All options of `edgecls predict`."""
 
     sources: tuple[str | Path, ...] = required(
@@ -228,8 +219,10 @@ class PredictOptions:
     source: SourceOptions = field(default_factory=SourceOptions)
     rows: RowsOptions = field(default_factory=RowsOptions)
     outputs: OutputOptions = field(default_factory=OutputOptions)
-    top_k: int = option(1, "Number of answers in each row.")
-    min_confidence: float = option(0.0, "Smallest probability of an answer. Images below it get no label.")
+    top_k: int = option(1, "Number of answers in each row.", rule=at_least(1))
+    min_confidence: float = option(
+        0.0, "Smallest probability of an answer. Images below it get no label.", rule=_PROBABILITIES
+    )
     report: Path | None = option(None, "JSON file for accuracy and latency.", shown="none")
     strict: bool = option(False, "Stop at the first image that cannot be read.")
 
@@ -239,17 +232,14 @@ class PredictOptions:
         return tuple(str(member) for name in self.models for member in members_of(name))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sources:
             raise OptionError("nothing to predict: name image files or folders")
         if not self.models:
             raise OptionError("no model: name a run folder or a model file")
         if self.report == STDOUT:
             raise OptionError("--report - : the report goes to a file; --json prints it")
-        if self.top_k < 1:
-            raise OptionError(f"--top-k {self.top_k}: expected 1 or more")
         self.vote.expect_several(len(self.members))
-        if not 0 <= self.min_confidence <= 1:
-            raise OptionError(f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1")
         written = [(file.resolve(), flag) for file, flag in self.written]
         labels = self.source.labels
         for file, flag in written:

@@ -13,7 +13,8 @@ from edgecls.datasets import Dataset, open_dataset
 from edgecls.errors import OptionError, RunError
 from edgecls.options import from_flat, read_flat
 from edgecls.runs import METRICS, RECIPE, RESUME, UNFINISHED, find_model, find_run
-from edgecls.train.options import IMAGENET, LITE_NAMES, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions, TrainOptions
+from edgecls.train.options import TrainOptions
+from edgecls.train.recipe_options import IMAGENET, LITE_NAMES, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
 
 # how both packages list what they have: a decorator on the function that builds it
 _REGISTERED: Final = re.compile(r"^@register_model\b.*?^def (\w+)\(", re.MULTILINE | re.DOTALL)

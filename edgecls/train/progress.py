@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgecls.runs import Run
-from edgecls.train.options import Monitor
+from edgecls.train.recipe_options import Monitor
 
 PhaseName = Literal["head", "all", "retry"]
 

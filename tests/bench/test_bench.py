@@ -650,8 +650,8 @@ def test_a_plot_without_matplotlib_names_the_extra(exported_run: Path, tmp_path:
 WRONG: list[Any] = [
     pytest.param(["--batch-sizes", "1,x"], "--batch-sizes 1,x: expected whole numbers with commas", id="a word"),
     pytest.param(["--batch-sizes", "0,4"], "--batch-sizes 0,4: expected numbers from 1", id="an empty batch"),
-    pytest.param(["--seconds", "0"], "--seconds 0.0: expected more than 0", id="no time"),
-    pytest.param(["--seconds", "nan"], "--seconds nan: expected more than 0", id="no number"),
+    pytest.param(["--seconds", "0"], "--seconds 0.0: expected a number above 0", id="no time"),
+    pytest.param(["--seconds", "nan"], "--seconds nan: expected a number above 0", id="no number"),
     pytest.param(["--lanes", "0"], "--lanes 0: expected 1 or more", id="no lanes"),
     pytest.param(["--device", "auto", "--device", "cpu"], "--device auto stands for all", id="all and one"),
     pytest.param(["--precision", "auto", "--precision", "fp16"], "--precision auto stands for all", id="likewise"),

@@ -21,8 +21,9 @@ from edgecls.train import machine
 from edgecls.train.data.pixels import decode_images
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of
 from edgecls.train.networks.models import build
-from edgecls.train.options import NONE, NetworkOptions, TrainOptions
+from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Epoch, Listener
+from edgecls.train.recipe_options import NONE, NetworkOptions
 from edgecls.train.run import train
 from tests.conftest import rows_of, write_class_folders, write_image
 

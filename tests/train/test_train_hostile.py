@@ -25,8 +25,9 @@ from edgecls.train.kinds.result import TrainResult, is_complete
 from edgecls.train.kinds.start import check_size
 from edgecls.train.networks.checkpoint import save_checkpoint, write_tensors
 from edgecls.train.networks.models import build
-from edgecls.train.options import NetworkOptions, TrainOptions
+from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Epoch, Listener
+from edgecls.train.recipe_options import NetworkOptions
 from edgecls.train.run import resume, train
 from tests.conftest import draw, write_class_folders, write_image
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecls.train.networks.models import PixelClassifier
-from edgecls.train.options import Balance
+from edgecls.train.recipe_options import Balance
 
 # the share of a class in the loss is its number of images to the power of 1 less this
 _POWERS: Final[dict[Balance, float]] = {"none": 0.0, "root": 0.5, "weights": 1.0, "sampling": 1.0}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
-from edgecls.train.options import Optimizer, Schedule
+from edgecls.train.recipe_options import Optimizer, Schedule
 
 _FIRST: Final = 0.04  # rate of the first warm-up step, as a share of the peak
 _STEPS_AT: Final = (0.5, 0.75)  # of the step schedule: the rate falls tenfold after these shares of training

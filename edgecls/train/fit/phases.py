@@ -29,8 +29,9 @@ from edgecls.train.machine import is_out_of_memory, resolved_device
 from edgecls.train.networks.features import Features
 from edgecls.train.networks.models import PixelClassifier, read_state_dict
 from edgecls.train.networks.stages import learning_rate_scales, stages, unfreeze
-from edgecls.train.options import AugmentOptions, RecipeOptions, TrainOptions
+from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Epoch, PhaseName, shown_score
+from edgecls.train.recipe_options import AugmentOptions, RecipeOptions
 
 _T = TypeVar("_T")
 

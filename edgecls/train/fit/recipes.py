@@ -14,7 +14,8 @@ from edgecls.manifest import Preprocessing
 from edgecls.train.data.augment import Augmentation, augmentation
 from edgecls.train.data.survey import Survey
 from edgecls.train.fit.optimizers import OptimizerOptions
-from edgecls.train.options import (
+from edgecls.train.options import TrainOptions
+from edgecls.train.recipe_options import (
     SCRATCH,
     AugmentOptions,
     Balance,
@@ -25,7 +26,6 @@ from edgecls.train.options import (
     Optimizer,
     RecipeOptions,
     Schedule,
-    TrainOptions,
     TransferOptions,
 )
 

@@ -13,8 +13,8 @@ from edgecls.errors import Diverged
 from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
 from edgecls.train.networks.checkpoint import save_checkpoint
 from edgecls.train.networks.models import PixelClassifier
-from edgecls.train.options import Monitor
 from edgecls.train.progress import Epoch, PhaseName
+from edgecls.train.recipe_options import Monitor
 
 
 class Recorder:

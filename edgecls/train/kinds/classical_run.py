@@ -31,8 +31,9 @@ from edgecls.train.networks.checkpoint import load_proved_checkpoint, network_op
 from edgecls.train.networks.features import Features, features_of
 from edgecls.train.networks.models import PixelClassifier, build
 from edgecls.train.networks.onnx_head import HEAD, OnnxHead, set_last_layer
-from edgecls.train.options import IMAGENET, SCRATCH, ClassicalName, GeometryOptions, NetworkOptions, TrainOptions
+from edgecls.train.options import ClassicalName, TrainOptions
 from edgecls.train.progress import Listener
+from edgecls.train.recipe_options import IMAGENET, SCRATCH, GeometryOptions, NetworkOptions
 
 
 def train_classical(

@@ -25,8 +25,9 @@ from edgecls.train.kinds.start import Start
 from edgecls.train.machine import rank
 from edgecls.train.networks.checkpoint import load_checkpoint, load_proved_checkpoint, logits_of, network_options
 from edgecls.train.networks.onnx_head import HEAD
-from edgecls.train.options import NetworkOptions, TrainOptions
+from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
+from edgecls.train.recipe_options import NetworkOptions
 
 
 @dataclass(frozen=True)

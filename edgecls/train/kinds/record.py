@@ -17,7 +17,8 @@ from edgecls.errors import RunError
 from edgecls.options import OPTIONS_KEY, flat
 from edgecls.runs import RECIPE, find_model, write_json
 from edgecls.train.machine import resolved_device
-from edgecls.train.options import IMAGENET, NONE, SourceOptions, TrainOptions
+from edgecls.train.options import SourceOptions, TrainOptions
+from edgecls.train.recipe_options import IMAGENET, NONE
 
 _PACKAGES: Final = ("torch", "torchvision", "lightning", "timm", "numpy", "opencv-python-headless", "scikit-learn")
 

@@ -12,7 +12,8 @@ from edgecls.datasets import SPLITS, Dataset
 from edgecls.manifest import Preprocessing
 from edgecls.train.data.survey import Survey, survey_of
 from edgecls.train.networks.models import PixelClassifier, build, run_at_size, takes
-from edgecls.train.options import SCRATCH, GeometryOptions, NetworkOptions, TrainOptions
+from edgecls.train.options import TrainOptions
+from edgecls.train.recipe_options import SCRATCH, GeometryOptions, NetworkOptions
 
 _ENLARGEMENT: Final = 4.0  # of small pictures for weights that were trained on large ones
 _SMALLEST_ENLARGED: Final = 96

@@ -18,7 +18,7 @@ from edgecls.runs import CHECKPOINT, GOLDEN, MANIFEST, Run, atomic_path
 from edgecls.train.data.batches import Inputs, in_order
 from edgecls.train.networks.models import PixelClassifier, build, read_state_dict
 from edgecls.train.networks.onnx_head import attach_classical_head
-from edgecls.train.options import NONE, NetworkOptions
+from edgecls.train.recipe_options import NONE, NetworkOptions
 
 
 def write_tensors(values: Any, path: Path) -> None:

@@ -23,8 +23,8 @@ from edgecls.errors import MissingExtra, OptionError, TrainingError
 from edgecls.manifest import Interpolation, Preprocessing, Resize
 from edgecls.train.networks.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
 from edgecls.train.networks.scratch import DROPOUT, fully_connected, scratch_network
-from edgecls.train.options import IMAGENET, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
 from edgecls.train.preflight import unknown_model
+from edgecls.train.recipe_options import IMAGENET, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
 
 _INCEPTIONS: Final = ("googlenet", "inception_v3")
 _HUB_SECONDS: Final = 3.0  # in which the host of timm's weights answers, or counts as unreachable

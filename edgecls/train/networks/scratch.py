@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgecls.errors import OptionError
 from edgecls.train.networks.small_maps import SmallMapConv
-from edgecls.train.options import BatchNorm, LastPool, NetworkOptions, Padding
+from edgecls.train.recipe_options import BatchNorm, LastPool, NetworkOptions, Padding
 
 DROPOUT: Final = 0.2  # of mlp and cnn unless told
 _MLP_HIDDEN: Final = (512, 256, 128)

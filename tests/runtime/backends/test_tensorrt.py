@@ -25,7 +25,7 @@ from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.networks.models import build
-from edgecls.train.options import NetworkOptions
+from edgecls.train.recipe_options import NetworkOptions
 from tests.conftest import draw, write_image
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='needs real TensorRT: pip install "edgecls[tensorrt-rtx]"')

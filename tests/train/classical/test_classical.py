@@ -28,8 +28,9 @@ from edgecls.train.networks.checkpoint import load_checkpoint
 from edgecls.train.networks.features import features_of
 from edgecls.train.networks.models import build
 from edgecls.train.networks.onnx_head import HEAD, OnnxHead
-from edgecls.train.options import ClassicalName, NetworkOptions, TrainOptions
+from edgecls.train.options import ClassicalName, TrainOptions
 from edgecls.train.progress import Listener
+from edgecls.train.recipe_options import NetworkOptions
 from edgecls.train.run import train
 
 NAMES: tuple[ClassicalName, ...] = get_args(ClassicalName)

@@ -14,7 +14,8 @@ from edgecls.manifest import Preprocessing
 from edgecls.train.data.survey import Survey, survey_of
 from edgecls.train.fit.recipes import chosen, head_alone, recipe_of
 from edgecls.train.networks.models import build
-from edgecls.train.options import GeometryOptions, NetworkOptions, RecipeOptions, TrainOptions, TransferOptions
+from edgecls.train.options import TrainOptions
+from edgecls.train.recipe_options import GeometryOptions, NetworkOptions, RecipeOptions, TransferOptions
 from tests.conftest import draw, write_image
 
 EVEN = Survey(n_images=900, largest=450, smallest=450, side=300, aspect=1.0, is_grey=False)

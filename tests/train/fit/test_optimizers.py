@@ -18,7 +18,8 @@ from edgecls.train.fit.losses import Loss, class_weights, guessing_loss
 from edgecls.train.fit.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.fit.recipes import recipe_of
 from edgecls.train.networks.models import build
-from edgecls.train.options import Balance, NetworkOptions, RecipeOptions, Schedule, TrainOptions
+from edgecls.train.options import TrainOptions
+from edgecls.train.recipe_options import Balance, NetworkOptions, RecipeOptions, Schedule
 
 
 def network() -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from edgecls.train.networks.cut import activation_bytes, cut_before_trained
 from edgecls.train.networks.models import build
 from edgecls.train.networks.stages import unfreeze
-from edgecls.train.options import NetworkOptions
+from edgecls.train.recipe_options import NetworkOptions
 
 NETWORKS = [
     ("efficientnet_lite0", "last:4"),

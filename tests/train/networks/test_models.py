@@ -21,7 +21,7 @@ from edgecls.train.networks import models
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of, save_checkpoint
 from edgecls.train.networks.efficientnet_lite import LITE, EfficientNetLite, SamePadConv2d, load_imagenet_weights
 from edgecls.train.networks.models import PixelClassifier, build
-from edgecls.train.options import NetworkOptions
+from edgecls.train.recipe_options import NetworkOptions
 
 LITE0_PIXELS = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 

@@ -16,7 +16,7 @@ from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.networks.models import build
 from edgecls.train.networks.scratch import Airbench, PlainCnn
-from edgecls.train.options import SCRATCH, NetworkOptions
+from edgecls.train.recipe_options import SCRATCH, NetworkOptions
 
 # counts that course reports publish for their networks; the settings were found by solving for them
 REPORTED = [

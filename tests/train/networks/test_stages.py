@@ -9,7 +9,7 @@ from edgecls.errors import OptionError
 from edgecls.train.networks.models import PixelClassifier, build
 from edgecls.train.networks.scratch import Airbench
 from edgecls.train.networks.stages import learning_rate_scales, set_training_mode, stages, unfreeze
-from edgecls.train.options import SCRATCH, NetworkOptions
+from edgecls.train.recipe_options import SCRATCH, NetworkOptions
 
 FAMILIES = [
     ("linear", 0, []),
