@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -21,7 +21,7 @@ from edgecls.train.fit.losses import Loss, Teacher, class_weights, guessing_loss
 from edgecls.train.fit.optimizers import OptimizerOptions
 from edgecls.train.fit.pace import Pace, plan
 from edgecls.train.fit.rates import find_lr
-from edgecls.train.fit.recipes import Recipe, head_alone
+from edgecls.train.fit.recipes import Recipe
 from edgecls.train.fit.recorder import Recorder
 from edgecls.train.fit.stretch import Pictures, Stretch, stretch_of
 from edgecls.train.fit.timing import Timing, time_batches
@@ -29,9 +29,7 @@ from edgecls.train.machine import is_out_of_memory, resolved_device
 from edgecls.train.networks.features import Features
 from edgecls.train.networks.models import PixelClassifier, read_state_dict
 from edgecls.train.networks.stages import learning_rate_scales, stages, unfreeze
-from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Epoch, PhaseName, shown_score
-from edgecls.train.recipe_options import AugmentOptions, RecipeOptions
 
 _T = TypeVar("_T")
 
@@ -49,25 +47,25 @@ class Phases:
 
     Args:
         pixels: of the splits `train` and `val`, perhaps `test`.
-        recipe: of the options, with every choice made.
+        recipe: with every choice made.
         features: computes the features of a frozen backbone.
         teacher: whose answers are learnt beside the labels; None for none.
         say: called with lines for the user.
-        record: called with the options whenever a plan has changed them.
+        record: called with the recipe whenever a plan has changed it.
         deadline: when the run should be complete, by `time.perf_counter`; None where nobody waits.
 
     Attributes:
-        options: with every choice made; after `run` those that repeat it.
+        recipe: after `run` the one that repeats it.
         seconds: by phase.
     """
 
     def __init__(
         self, classifier: PixelClassifier, dataset: Dataset, pixels: Mapping[Split, Inputs], recipe: Recipe, *,
         teacher: Teacher | None, recorder: Recorder, loop: LoopOptions, features: Features,
-        say: Callable[[str], None], record: Callable[[TrainOptions], None], deadline: float | None = None,
+        say: Callable[[str], None], record: Callable[[Recipe], None], deadline: float | None = None,
     ) -> None:  # fmt: skip
         self.classifier, self.recipe, self.recorder, self.loop = classifier, recipe, recorder, loop
-        self.options, self.record, self.deadline, self.say = recipe.options, record, deadline, say
+        self.record, self.deadline, self.say = record, deadline, say
         self.targets = {split: torch.from_numpy(dataset.targets(split)) for split in ("train", "val")}
         self.pictures = Pictures(pixels, self.targets)
         self.n_judged = sum(len(dataset.splits[split]) for split in ("val", "test"))
@@ -88,7 +86,7 @@ class Phases:
         midway = self._restore()
         recipe = self.recipe
         if recipe.rest:
-            unfreeze(self.classifier, self.options.transfer.unfreeze)  # a wrong name is told before the head is trained
+            unfreeze(self.classifier, self.recipe.unfreeze)  # a wrong name is told before the head is trained
         for name, optimizer, train in (("head", recipe.head, self._head), ("rest", recipe.rest, self._rest)):
             if optimizer and not (name == "head" and midway in ("all", "retry")):
                 started = time.perf_counter()
@@ -118,7 +116,7 @@ class Phases:
         dropout = self.classifier.head_dropout
         usual, dropout.p = dropout.p, self.recipe.head_dropout
         self._frozen_backbone(True)
-        drawing = Drawing(self.options.data_use.seed, self.recipe.balance == "sampling")
+        drawing = Drawing(self.recipe.seed, self.recipe.balance == "sampling")
         train = Batches(features["train"], self.targets["train"], self.recipe.batch_size, drawing)
         val = Batches(features["val"], self.targets["val"], _FEATURE_BATCH)
         phase = replace(phase, logits=lambda classifier, inputs: classifier.classify(inputs), accumulate=1, lookahead=0)
@@ -130,7 +128,7 @@ class Phases:
         recorder = self.recorder
         heads = recorder.of_phase("head")
         best_head = max(heads, key=lambda epoch: epoch.score(recorder.monitor)) if heads else None
-        stretch = self._stretch(self.options.transfer.unfreeze)
+        stretch = self._stretch(self.recipe.unfreeze)
         phase = self._phase("all", stretch.title, self._pace(self.recipe.rest_epochs), optimizer)
         scales = learning_rate_scales(self.classifier, self.recipe.layer_decay)
         phase = replace(
@@ -149,8 +147,7 @@ class Phases:
             paces.append(self._retry(phase, stretch, why))
         if self.deadline is not None:
             ends = tuple(end for pace in paces for end in pace.ends)
-            epochs = self.recipe.head_epochs + len(ends)
-            self._record(replace(self.options.recipe, epochs=epochs, schedule_at=ends))
+            self._change(rest_epochs=len(ends), schedule_at=ends)
         if best_head and best_head is recorder.best:
             self.say(f"the head alone was best, so the weights of epoch {best_head.epoch} are kept")
 
@@ -227,8 +224,8 @@ class Phases:
             torch.cuda.empty_cache()
 
     def _batches(self, phase: Phase, stretch: Stretch) -> tuple[Batches, Batches]:
-        size = -(-self.recipe.batch_size * self.options.recipe.accumulate // phase.accumulate)
-        n_images = self.options.recipe.epoch_images
+        size = -(-self.recipe.batch_size * self.recipe.accumulate // phase.accumulate)
+        n_images = self.recipe.epoch_images
         pixels, targets = stretch.pictures.pixels, stretch.pictures.targets
         train = Batches(pixels["train"], targets["train"], size, stretch.drawing, n_images=n_images)
         return train, Batches(pixels["val"], targets["val"], size)
@@ -260,11 +257,7 @@ class Phases:
             )
         whole = made.batches >= n_batches
         images = None if whole else max(2, made.batches * -(-n_images // n_batches))
-        recipe = replace(
-            self.options.recipe, minutes=None, epochs=self.recipe.head_epochs + made.epochs, epoch_images=images,
-            patience=0,
-        )  # fmt: skip
-        self._record(recipe, which=stretch.which)
+        self._change(minutes=None, rest_epochs=made.epochs, epoch_images=images, patience=0, unfreeze=stretch.which)
         pace = Pace(made.epochs, self._steps(), deadline=deadline)
         seconds = made.batches * timing.batch + timing.validation
         self.say(_forecast(stretch.title, made.epochs, seconds, "" if whole else f" of {images:,} images"))
@@ -277,25 +270,19 @@ class Phases:
         if stretch.which == "all" and n_stages > 1:
             self.say(f"--minutes: the time is too short for all weights; trying {which}")
             if self.recipe.are_views_open:  # so that what is in front of those stages runs once
-                self.options = replace(self.options, augmentation=AugmentOptions(augment=("none",)))
-                self.recipe = replace(self.recipe, options=self.options, augmentation=Augmentation())
+                self.recipe = replace(self.recipe, augmentation=Augmentation())
             less = self._stretch(which)
             return self._planned(replace(phase, logits=less.logits, title=less.title), less, has_head=True)
         self.say("--minutes: the time is too short for more than the head, which is trained already")
-        alone = head_alone(self.options)
-        self.options = replace(alone, recipe=replace(alone.recipe, patience=0))  # as it was trained
-        self.record(self.options)
+        self._change(rest=None, rest_epochs=0, minutes=None, patience=0)  # as the head was trained
         return None
 
     def _time(self, phase: Phase, train: Batches, val: Batches) -> Timing:
         return time_batches(self.classifier, (train, val), phase, self._loss(self.teacher), self.loop)
 
-    def _record(self, recipe: RecipeOptions, which: str | None = None) -> None:
-        transfer = self.options.transfer
-        self.options = replace(
-            self.options, recipe=recipe, transfer=replace(transfer, unfreeze=which or transfer.unfreeze)
-        )
-        self.record(self.options)
+    def _change(self, **fields: Any) -> None:
+        self.recipe = replace(self.recipe, **fields)
+        self.record(self.recipe)
 
     def _stretch(self, which: str) -> Stretch:
         return stretch_of(
@@ -305,29 +292,27 @@ class Phases:
 
     def _steps(self) -> int:
         """Optimiser steps of an epoch."""
-        n_images = min(self.options.recipe.epoch_images or len(self.targets["train"]), len(self.targets["train"]))
-        return -(-n_images // (self.recipe.batch_size * self.options.recipe.accumulate))
+        n_images = min(self.recipe.epoch_images or len(self.targets["train"]), len(self.targets["train"]))
+        return -(-n_images // (self.recipe.batch_size * self.recipe.accumulate))
 
     def _pace(self, epochs: int, n_before: int = 0) -> Pace:
         """Even steps, or those that a recipe has recorded, less what another attempt has used of them."""
-        ends = list(self.options.recipe.schedule_at or ())[n_before:]
+        ends = list(self.recipe.schedule_at or ())[n_before:]
         return Pace(len(ends) or epochs, self._steps(), ends)
 
     def _phase(self, name: PhaseName, title: str, pace: Pace, optimizer: OptimizerOptions) -> Phase:
-        recipe = self.options.recipe
-        loss = None
+        recipe, loss = self.recipe, None
         if not self.teacher:
-            smoothing, balance = self.recipe.label_smoothing, self.recipe.balance
-            loss = guessing_loss(self.targets["train"], self.n_classes, smoothing, balance)
+            loss = guessing_loss(self.targets["train"], self.n_classes, recipe.label_smoothing, recipe.balance)
         return Phase(
-            name, title, pace, optimizer, self.options.data_use.seed, guessing_loss=loss,
+            name, title, pace, optimizer, self.recipe.seed, guessing_loss=loss,
             patience=recipe.patience if self.deadline is None else 0,  # all of a planned time is used
-            clip=recipe.clip, accumulate=recipe.accumulate, ema=self.recipe.ema, lookahead=self.recipe.lookahead,
+            clip=recipe.clip, accumulate=recipe.accumulate, ema=recipe.ema, lookahead=recipe.lookahead,
         )  # fmt: skip
 
     def _with_rate(self, phase: Phase, train: Batches, val: Batches) -> Phase:
         """The phase with the rate that a range test suggests, where the user asked for one."""
-        if not self.options.recipe.find_lr:
+        if not self.recipe.find_lr:
             return phase
         loss = self._loss(self.teacher if phase.name == "all" else None)
         lr = find_lr(self.classifier, (train, val), phase, loss, self.loop)
@@ -335,9 +320,9 @@ class Phases:
         return replace(phase, optimizer=replace(phase.optimizer, lr=lr))
 
     def _loss(self, teacher: Teacher | None = None) -> Loss:
-        source = self.options.source
-        weights = class_weights(self.targets["train"], self.n_classes, self.recipe.balance)
-        return Loss(self.recipe.label_smoothing, weights, teacher, source.temperature, source.teacher_weight)
+        recipe = self.recipe
+        weights = class_weights(self.targets["train"], self.n_classes, recipe.balance)
+        return Loss(recipe.label_smoothing, weights, teacher, recipe.temperature, recipe.teacher_weight)
 
     def _floor(self, head: Epoch) -> float:
         """The score of the validation images that is as good as the head's, but for chance: 95 % of the time.

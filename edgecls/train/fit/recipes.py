@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,6 +28,8 @@ from edgecls.train.recipe_options import (
     Schedule,
     TransferOptions,
 )
+
+_T = TypeVar("_T")
 
 SMALL: Final = 64  # pixels a side up to which pictures count as small: larger batches
 
@@ -80,6 +82,11 @@ _WITHOUT_NORM: Final = Usual("adam", 1e-3, 0.0)
 # vgg and alexnet: VGG-11 stayed at chance at 1e-3 on 901 photos, and learnt half as much in an epoch of 8,000 images
 _DEEP_WITHOUT_NORM: Final = Usual("adam", 1e-4, 0.0)
 _BY_MODEL: Final = {"airbench": _AIRBENCH, "linear": _LINEAR}
+# Fields that RecipeOptions and Recipe have by the same names
+_KEPT: Final = (
+    "minutes", "epoch_images", "schedule_at", "patience", "batch_size", "balance", "monitor", "label_smoothing", "ema",
+    "lookahead",
+)  # fmt: skip
 _ADAM_LR: Final = 1e-3  # of adam and adamw from scratch, at any batch
 _WEIGHT_DECAY: Final[dict[Optimizer, float]] = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.05}
 _FINE_TUNE_LR: Final[dict[Optimizer, float]] = {"sgd": 1e-3, "adam": 5e-4, "adamw": 5e-4}
@@ -90,7 +97,12 @@ class Recipe:
     """A training with every choice made.
 
     Attributes:
-        options: what was asked for, with the choices in the place of None: given again, they repeat the training.
+        seed: of the new weights, the order and the augmentation.
+        preprocessing: how pictures become the network's input.
+        unfreeze: what is trained after the head, as `--unfreeze` names it.
+        minutes: into which the epochs are still to be planned; None where they are known.
+        epoch_images: between two validations; None is all.
+        schedule_at: share of the schedule that is over at the end of each epoch; None is even steps.
         monitor: the figure that chooses the best epoch.
         head: the optimiser while the backbone is frozen; None where no epoch is.
         rest: the optimiser of the other epochs; None where there are none.
@@ -100,15 +112,28 @@ class Recipe:
         keeps_statistics: whether batch norms stay in evaluation mode while their weights are fine-tuned.
         lookahead: steps of the other epochs between returns to the slow weights; 0 never returns.
         ema: decay of the moving average of the weights in all phases; 0 for none.
+        mixup, cutmix: parameters of their beta distributions; 0 for none.
+        temperature, teacher_weight: of a teacher's answers.
         are_views_open: whether the user has said nothing about how pictures are varied.
     """
 
-    options: TrainOptions
+    seed: int
+    preprocessing: Preprocessing
+    unfreeze: str
+    minutes: float | None
+    epoch_images: int | None
+    schedule_at: tuple[float, ...] | None
+    patience: int
+    clip: float
+    accumulate: int
+    find_lr: bool
     batch_size: int
     label_smoothing: float
     balance: Balance
     monitor: Monitor
     augmentation: Augmentation
+    mixup: float
+    cutmix: float
     head: OptimizerOptions | None
     head_epochs: int
     head_dropout: float
@@ -118,6 +143,8 @@ class Recipe:
     keeps_statistics: bool
     lookahead: int
     ema: float
+    temperature: float
+    teacher_weight: float
     are_views_open: bool
 
 
@@ -132,78 +159,89 @@ def recipe_of(options: TrainOptions, survey: Survey, preprocessing: Preprocessin
     Raises:
         OptionError: an option that the choices leave without effect, or an unknown augmentation.
     """
-    recipe, network, transfer = options.recipe, options.network, options.transfer
-    from_scratch = options.is_from_scratch
-    usual = _usual(options, from_scratch, backbone)
-    if recipe.momentum is not None and usual.optimizer != "sgd":
+    asked, transfer, views = options.recipe, options.transfer, options.augmentation
+    is_new, is_partial = options.is_from_scratch, transfer.unfreeze != "all"
+    usual = _usual(options, is_new, backbone)
+    if asked.momentum is not None and usual.optimizer != "sgd":
         raise OptionError(f"--momentum with {usual.optimizer}: only sgd has one; add --optimizer sgd, or leave it out")
-    batch_size = recipe.batch_size or (usual.batch_size if max(preprocessing.size_hw) <= SMALL else 32)
+    batch_size = asked.batch_size or (usual.batch_size if max(preprocessing.size_hw) <= SMALL else 32)
     head_epochs, epochs = _epochs(options, survey, preprocessing.size_hw)
-    in_proportion = from_scratch and usual.optimizer == "sgd"
-    peak = recipe.lr or usual.lr * (batch_size / 128 if in_proportion else 1)
-    fine = peak if from_scratch else transfer.fine_tune_lr or _FINE_TUNE_LR[usual.optimizer]
-    head = _optimizer(options, usual, peak) if head_epochs else None
+    peak = asked.lr or usual.lr * (batch_size / 128 if is_new and usual.optimizer == "sgd" else 1)
+    fine = peak if is_new else transfer.fine_tune_lr or _FINE_TUNE_LR[usual.optimizer]
     rest = _optimizer(options, usual, fine) if epochs > head_epochs else None
-    first = head or rest
-    assert first  # there is an epoch at least
-    is_partial = transfer.unfreeze != "all"
-    names = options.augmentation.augment or (("none",) if is_partial else ("light",))
-    views = augmentation(names, options.augmentation.erase, options.augmentation.crop_area)
-    keeps: NormStatistics = transfer.norm_statistics or "keep"
-    decay = (1.0 if from_scratch else _LAYER_DECAY) if transfer.layer_decay is None else transfer.layer_decay
+    names = views.augment or (("none",) if is_partial else ("light",))
     # a planned time may turn to the last stages, which are cut off and know no average
-    is_averaged = rest is not None and not (from_scratch or is_partial or recipe.minutes)
-    ema = (_EMA if is_averaged else 0.0) if recipe.ema is None else recipe.ema
-    made = _filled(recipe, usual, survey, first)
-    made = replace(
-        made, ema=ema, epochs=None if recipe.minutes else epochs, batch_size=batch_size,
-        lr=None if recipe.find_lr else peak, lookahead=made.lookahead if rest else recipe.lookahead,
-    )  # fmt: skip
-    filled = replace(
-        options,
-        network=replace(network, image_size=preprocessing.size_hw, weights=network.resolved_weights),
-        geometry=_geometry(options, preprocessing),
-        transfer=replace(transfer, freeze_epochs=head_epochs),
-        recipe=made,
-    )
-    if rest:
-        tuned = replace(filled.transfer, layer_decay=decay)
-        if not from_scratch:
-            tuned = replace(tuned, fine_tune_lr=None if recipe.find_lr else fine, norm_statistics=keeps)
-        named = replace(options.augmentation, augment=views.operations or ("none",))
-        filled = replace(filled, transfer=tuned, augmentation=named)
+    is_averaged = rest is not None and not (is_new or is_partial or asked.minutes)
     return Recipe(
-        options=filled,
+        seed=options.data_use.seed,
+        preprocessing=preprocessing,
+        unfreeze=transfer.unfreeze,
+        minutes=asked.minutes,
+        epoch_images=asked.epoch_images,
+        schedule_at=asked.schedule_at,
+        patience=asked.patience,
+        clip=asked.clip,
+        accumulate=asked.accumulate,
+        find_lr=asked.find_lr,
         batch_size=batch_size,
-        label_smoothing=made.label_smoothing or 0.0,
-        balance=made.balance or "none",
-        monitor=made.monitor or "accuracy",
-        augmentation=views,
-        head=head,
+        label_smoothing=_or(asked.label_smoothing, usual.label_smoothing),
+        balance=asked.balance or ("root" if survey.is_uneven else "none"),
+        monitor=asked.monitor or ("balanced-accuracy" if survey.is_uneven else "accuracy"),
+        augmentation=augmentation(names, views.erase, views.crop_area),
+        mixup=views.mixup,
+        cutmix=views.cutmix,
+        head=_optimizer(options, usual, peak) if head_epochs else None,
         head_epochs=head_epochs,
-        head_dropout=_HEAD_DROPOUT if network.dropout is None else network.dropout,
+        head_dropout=_or(options.network.dropout, _HEAD_DROPOUT),
         rest=rest,
         rest_epochs=epochs - head_epochs,
-        layer_decay=decay,
-        keeps_statistics=keeps == "keep" and not from_scratch,
-        lookahead=made.lookahead or 0,
-        ema=ema,
-        are_views_open=options.augmentation == AugmentOptions(),
+        layer_decay=_or(transfer.layer_decay, 1.0 if is_new else _LAYER_DECAY),
+        keeps_statistics=not is_new and transfer.norm_statistics != "learn",
+        lookahead=_or(asked.lookahead, usual.lookahead),
+        ema=_or(asked.ema, _EMA if is_averaged else 0.0),
+        temperature=options.source.temperature,
+        teacher_weight=options.source.teacher_weight,
+        are_views_open=views == AugmentOptions(),
     )
 
 
-def _filled(recipe: RecipeOptions, usual: Usual, survey: Survey, optimizer: OptimizerOptions) -> RecipeOptions:
-    """The choices that do not depend on the phase in the place of None."""
-    uneven: Monitor = "balanced-accuracy" if survey.is_uneven else "accuracy"
-    root: Balance = "root" if survey.is_uneven else "none"
-    return replace(
-        recipe, optimizer=optimizer.name, momentum=optimizer.momentum if optimizer.name == "sgd" else None,
-        weight_decay=optimizer.weight_decay, schedule=optimizer.schedule, balance=recipe.balance or root,
-        monitor=recipe.monitor or uneven,
-        label_smoothing=usual.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
-        warmup=optimizer.warmup,
-        lookahead=usual.lookahead if recipe.lookahead is None else recipe.lookahead,
+def _or(asked: _T | None, usual: _T) -> _T:
+    return usual if asked is None else asked
+
+
+def repeating(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
+    """The options that were asked for with the choices in the place of None: given again, they repeat the training."""
+    first = recipe.head or recipe.rest
+    assert first  # there is an epoch at least
+    made = replace(
+        asked.recipe, epochs=None if recipe.minutes else recipe.head_epochs + recipe.rest_epochs,
+        lr=None if recipe.find_lr else first.lr, optimizer=first.name,
+        momentum=first.momentum if first.name == "sgd" else None, weight_decay=first.weight_decay,
+        schedule=first.schedule, warmup=first.warmup,
+        **{name: getattr(recipe, name) for name in _KEPT},
     )  # fmt: skip
+    transfer, views = replace(asked.transfer, freeze_epochs=recipe.head_epochs), asked.augmentation
+    if not recipe.rest:  # without the options that only the second phase uses
+        usual = RecipeOptions()
+        made = replace(made, minutes=None, lookahead=usual.lookahead, accumulate=usual.accumulate)
+        transfer, views = TransferOptions(freeze_epochs=recipe.head_epochs), AugmentOptions()
+    else:
+        views = replace(views, augment=recipe.augmentation.operations or ("none",))
+        transfer = replace(transfer, unfreeze=recipe.unfreeze, layer_decay=recipe.layer_decay)
+        if not asked.is_from_scratch:
+            rate = None if recipe.find_lr else recipe.rest.lr
+            statistics: NormStatistics = "keep" if recipe.keeps_statistics else "learn"
+            transfer = replace(transfer, fine_tune_lr=rate, norm_statistics=statistics)
+    own = recipe.preprocessing
+    geometry = GeometryOptions(own.resize, own.crop_fraction, own.interpolation)
+    return replace(
+        asked,
+        network=replace(asked.network, image_size=own.size_hw, weights=asked.network.resolved_weights),
+        geometry=asked.geometry if asked.source.extend else geometry,  # of a run that is extended it stays
+        transfer=transfer,
+        recipe=made,
+        augmentation=views,
+    )
 
 
 def chosen(recipe: Recipe, survey: Survey) -> str:
@@ -215,9 +253,8 @@ def chosen(recipe: Recipe, survey: Survey) -> str:
     if recipe.head:
         parts.append(f"{recipe.head_epochs} epochs of the head at a rate of {recipe.head.lr:.2g}")
     if recipe.rest:
-        what = recipe.options.transfer.unfreeze
-        weights = "all weights" if what == "all" else f"the stages {what}"
-        number = "" if recipe.options.recipe.minutes else f"{recipe.rest_epochs} epochs of "
+        weights = "all weights" if recipe.unfreeze == "all" else f"the stages {recipe.unfreeze}"
+        number = "" if recipe.minutes else f"{recipe.rest_epochs} epochs of "
         kept = ", batch norms keep their statistics" if recipe.keeps_statistics else ""
         kept += f", moving average {recipe.ema:g}" if recipe.ema else ""
         views = ", ".join(recipe.augmentation.operations) or "none"
@@ -230,22 +267,6 @@ def chosen(recipe: Recipe, survey: Survey) -> str:
     }  # fmt: skip
     best = f"the best epoch by {recipe.monitor.replace('-', ' ')}{balance[recipe.balance]}"
     return f"{evenness}: {'; then '.join(parts)}; {best}"
-
-
-def _geometry(options: TrainOptions, preprocessing: Preprocessing) -> GeometryOptions:
-    if options.source.extend:  # it is that of the run that is extended
-        return options.geometry
-    return GeometryOptions(preprocessing.resize, preprocessing.crop_fraction, preprocessing.interpolation)
-
-
-def head_alone(options: TrainOptions) -> TrainOptions:
-    """The same training without its second phase, and without the options that only that one uses."""
-    transfer, recipe = TransferOptions(freeze_epochs=options.transfer.freeze_epochs), RecipeOptions()
-    first = replace(
-        options.recipe, epochs=transfer.freeze_epochs, minutes=None, lookahead=recipe.lookahead,
-        accumulate=recipe.accumulate,
-    )  # fmt: skip
-    return replace(options, transfer=transfer, recipe=first, augmentation=AugmentOptions())
 
 
 def _epochs(options: TrainOptions, survey: Survey, size_hw: tuple[int, int]) -> tuple[int, int]:

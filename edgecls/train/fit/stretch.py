@@ -71,9 +71,9 @@ def stretch_of(
         OptionError: a stage that the network does not have.
     """
     unfreeze(classifier, which)
-    mix = recipe.options.augmentation
-    mixing = Mixing(classifier.n_classes, mix.mixup, mix.cutmix) if mix.mixup or mix.cutmix else None
-    drawing = Drawing(recipe.options.data_use.seed, recipe.balance == "sampling", recipe.augmentation, mixing)
+    mixes = recipe.mixup or recipe.cutmix
+    mixing = Mixing(classifier.n_classes, recipe.mixup, recipe.cutmix) if mixes else None
+    drawing = Drawing(recipe.seed, recipe.balance == "sampling", recipe.augmentation, mixing)
     are_varied = recipe.augmentation.operations or recipe.augmentation.erase or mixing
     # the averaged weights of a moving average are a copy, which a cut network knows nothing of
     if which != "all" and not (are_varied or is_taught or recipe.ema):
@@ -89,11 +89,10 @@ def _activations(
 ) -> tuple[Pictures, Logits] | None:
     """What the frozen front gives for every picture: on a CPU, where the network can be cut and memory has room."""
     cut = cut_before_trained(classifier) if resolved_device(machine) == "cpu" else None
-    size_hw = recipe.options.network.size_hw
-    if cut is None or size_hw is None:
+    if cut is None:
         return None
     n_pictures = sum(len(each) for each in pictures.targets.values())
-    if n_pictures * activation_bytes(cut, size_hw) > _MEMORY_SHARE * free_memory():
+    if n_pictures * activation_bytes(cut, recipe.preprocessing.size_hw) > _MEMORY_SHARE * free_memory():
         return None
     rest = cut.rest
     splits: tuple[Split, ...] = ("train", "val")

@@ -21,7 +21,7 @@ from edgecls.train.fit.loggers import make_loggers
 from edgecls.train.fit.loop import LoopOptions
 from edgecls.train.fit.losses import Teacher
 from edgecls.train.fit.phases import Phases
-from edgecls.train.fit.recipes import chosen, recipe_of
+from edgecls.train.fit.recipes import Recipe, chosen, recipe_of, repeating
 from edgecls.train.fit.recorder import Recorder
 from edgecls.train.kinds.record import Stopwatch, write_recipe
 from edgecls.train.kinds.result import TrainResult, complete, unmeasured
@@ -59,7 +59,7 @@ def train_single(
     clock, is_leader, run = Stopwatch(), rank() == 0, Run(folder)
     classifier, preprocessing = start.classifier, start.preprocessing
     recipe = recipe_of(options, start.survey, preprocessing, classifier.backbone)
-    teacher = _teacher(recipe.options, start.dataset)
+    teacher = _teacher(options, recipe, start.dataset)
     decoder = decoder or Decoder(options.data_use.cache, preprocessing, listener.on_progress)
     features = features or partial(features_of, on_progress=listener.on_progress)
     dataset, pixels = decoder.decode(start.dataset)
@@ -70,17 +70,17 @@ def train_single(
     for warning in (*decoding_warnings(options.data_use.cache, pixels["train"]), *dataset.warnings()):
         listener.say(f"warning: {warning}")
 
-    def record(options: TrainOptions) -> None:
+    def record(recipe: Recipe) -> None:
         if is_leader:
-            write_recipe(folder, options, clock.laps)
+            write_recipe(folder, repeating(recipe, options), clock.laps)
 
-    record(recipe.options)
+    record(recipe)
     if is_leader:
         write_split(dataset, run.path(SPLIT))
         write_contact_sheet(run.path(CONTACT_SHEET), dataset, pixels["train"], recipe.augmentation)
     _whiten(classifier, pixels["train"], options.data_use.seed)
     recorder = Recorder(folder if is_leader else None, listener.on_epoch, recipe.monitor)
-    loggers = make_loggers(recipe.options, folder) if is_leader else ()
+    loggers = make_loggers(repeating(recipe, options), folder) if is_leader else ()
     loop = LoopOptions(options.machine, folder, loggers, listener.on_progress)
     phases = Phases(
         classifier, dataset, pixels, recipe, teacher=teacher, recorder=recorder, loop=loop, features=features,
@@ -107,11 +107,11 @@ def train_single(
     if not is_leader:
         return replace(unmeasured(folder, start, recorder), is_interrupted=is_interrupted)
     clock.laps.update(phases.seconds)
-    result = complete(run, phases.options, start, pixels, recorder, clock, listener)
+    result = complete(run, repeating(phases.recipe, options), start, pixels, recorder, clock, listener)
     return replace(result, is_interrupted=is_interrupted)
 
 
-def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
+def _teacher(options: TrainOptions, recipe: Recipe, dataset: Dataset) -> Teacher | None:
     """The classifier whose answers are learnt.
 
     Raises:
@@ -128,7 +128,7 @@ def _teacher(options: TrainOptions, dataset: Dataset) -> Teacher | None:
             f"--teacher {source.teacher}: it was trained on other classes (they differ in {', '.join(differing[:5])}); "
             "a teacher must know exactly the classes of the data"
         )
-    if options.is_head_alone:
+    if not recipe.rest:
         raise OptionError(
             "--teacher with all epochs frozen: a teacher sees the pictures of the other epochs; use fewer "
             "--freeze-epochs than --epochs"

@@ -12,7 +12,7 @@ import pytest
 from edgecls.datasets import open_dataset
 from edgecls.manifest import Preprocessing
 from edgecls.train.data.survey import Survey, survey_of
-from edgecls.train.fit.recipes import chosen, head_alone, recipe_of
+from edgecls.train.fit.recipes import Recipe, chosen, recipe_of, repeating
 from edgecls.train.networks.models import build
 from edgecls.train.options import TrainOptions
 from edgecls.train.recipe_options import GeometryOptions, NetworkOptions, RecipeOptions, TransferOptions
@@ -43,7 +43,7 @@ def test_colours_sizes_and_evenness_are_counted(tmp_path: Path) -> None:
     assert found.aspect == 1.0
 
 
-def recipe(options: TrainOptions, survey: Survey = EVEN, size: int = 32) -> object:
+def recipe(options: TrainOptions, survey: Survey = EVEN, size: int = 32) -> Recipe:
     backbone = build(replace(options.network, weights="none"), 3, (size, size))[0].backbone
     return recipe_of(options, survey, Preprocessing((size, size)), backbone)
 
@@ -63,26 +63,27 @@ ASKED = [
 @pytest.mark.parametrize("options", ASKED)
 def test_a_recipe_made_of_its_own_choices_is_itself(options: TrainOptions) -> None:
     made = recipe(options)
-    again = recipe(made.options)  # type: ignore[attr-defined]
-    assert replace(again, are_views_open=made.are_views_open) == made  # type: ignore[attr-defined, type-var]
+    again = recipe(repeating(made, options))
+    assert replace(again, are_views_open=made.are_views_open) == made
 
 
 def test_the_head_alone_is_a_recipe_too() -> None:
-    options = head_alone(recipe(TrainOptions(recipe=RecipeOptions(minutes=1.0))).options)  # type: ignore[attr-defined]
+    asked = TrainOptions(recipe=RecipeOptions(minutes=1.0))
+    options = repeating(replace(recipe(asked), rest=None, rest_epochs=0, minutes=None), asked)
     assert options.is_head_alone
     again = recipe(options)
-    assert (again.rest, again.head_epochs) == (None, 20)  # type: ignore[attr-defined]
+    assert (again.rest, again.head_epochs) == (None, 20)
 
 
 def test_uneven_classes_are_judged_by_the_mean_over_the_classes() -> None:
     uneven = replace(EVEN, largest=500, smallest=20)
     one, other = recipe(TrainOptions()), recipe(TrainOptions(), uneven)
-    assert (one.monitor, other.monitor) == ("accuracy", "balanced-accuracy")  # type: ignore[attr-defined]
-    assert recipe(TrainOptions(recipe=RecipeOptions(monitor="loss")), uneven).monitor == "loss"  # type: ignore[attr-defined]
+    assert (one.monitor, other.monitor) == ("accuracy", "balanced-accuracy")
+    assert recipe(TrainOptions(recipe=RecipeOptions(monitor="loss")), uneven).monitor == "loss"
 
 
 def test_what_was_chosen_is_one_line_of_words() -> None:
-    line = chosen(recipe(TrainOptions()), EVEN)  # type: ignore[arg-type]
+    line = chosen(recipe(TrainOptions()), EVEN)
     assert "20 epochs of the head" in line
     assert "all weights" in line
     assert "best epoch by accuracy" in line
