@@ -18,6 +18,7 @@ from edgecls.runs import (
     remove_leftovers,
     write_text,
 )
+from edgecls.train.data.pixels import Decoded, decode
 from edgecls.train.fit.loop import check_strategy
 from edgecls.train.kinds.classical_run import classical_start, train_classical
 from edgecls.train.kinds.extend import train_extended
@@ -25,7 +26,7 @@ from edgecls.train.kinds.folds import FoldsResult, train_folds
 from edgecls.train.kinds.record import repeatable, write_recipe
 from edgecls.train.kinds.result import TrainResult
 from edgecls.train.kinds.single import seed_all, train_single
-from edgecls.train.kinds.start import start_of
+from edgecls.train.kinds.start import Start, start_of
 from edgecls.train.machine import keep_freed_memory, rank
 from edgecls.train.options import TrainOptions
 from edgecls.train.preflight import open_for, options_of_run
@@ -104,16 +105,22 @@ def _train_in(
         result = train_folds(options, dataset, folder, listener, deadline)
     elif options.source.classifier:
         start = classical_start(options, dataset)
-        result = train_classical(options, start, folder, listener)
+        result = train_classical(options, start, _decoded(options, start, listener), folder, listener)
     elif options.source.extend:
         result = train_extended(options, dataset, folder, listener, deadline)
     else:
-        result = train_single(options, start_of(options, dataset), folder, listener, deadline=deadline)
+        start = start_of(options, dataset)
+        decoded = _decoded(options, start, listener)
+        result = train_single(options, start, decoded, folder, listener, deadline=deadline)
     if is_leader:
         point_latest_at(folder)
         if isinstance(result, FoldsResult) or not result.is_interrupted:
             _finish(folder)
     return result
+
+
+def _decoded(options: TrainOptions, start: Start, listener: Listener) -> Decoded:
+    return decode(start.dataset, start.preprocessing, options.data_use.cache, listener)
 
 
 def _finish(folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,7 +21,7 @@ from edgecls.prefetch import n_cores, prefetch
 from edgecls.train.data.batches import Inputs
 from edgecls.train.machine import free_memory
 from edgecls.train.options import Cache
-from edgecls.train.progress import Progress
+from edgecls.train.progress import Listener, Progress
 
 MEMORY_SHARE = 0.5  # of the free memory; a larger array lies in a temporary file, mapped into memory
 
@@ -128,59 +129,92 @@ def decoding_warnings(cache: Cache, pixels: Inputs) -> Iterator[str]:
         )
 
 
-class Decoder:
-    """Images of a data set to pixels, kept where there is room for them.
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of inputs that several trainings share.
+
+    Attributes:
+        whole: pixels of all images.
+        rows: (k,) int64.
+    """
+
+    whole: Inputs
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.whole[self.rows[rows]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a data set that can be read, and their pixels by split.
+
+    Attributes:
+        seconds: that decoding took; 0 of pixels that were there already.
+    """
+
+    dataset: Dataset
+    pixels: Mapping[Split, Inputs]
+    seconds: float = 0.0
+
+    def dealt(self, dataset: Dataset) -> Decoded:
+        """The same pixels for a data set whose splits `train` and `val` are dealt out of this one's `train`."""
+        row = {image: row for row, image in enumerate(self.dataset.splits["train"])}
+        dealt: dict[Split, Inputs] = {"test": self.pixels["test"]}
+        splits: tuple[Split, ...] = ("train", "val")
+        for split in splits:
+            rows = torch.tensor([row[image] for image in dataset.splits[split]], dtype=torch.int64)
+            dealt[split] = Rows(self.pixels["train"], rows)
+        return Decoded(dataset, dealt)
+
+
+def decode(
+    dataset: Dataset, preprocessing: Preprocessing, cache: Cache, listener: Listener = Listener()
+) -> Decoded:  # fmt: skip
+    """The pixels of a data set, less what cannot be decoded, kept where there is room for them.
 
     Args:
         cache: `ram` keeps all in memory, `none` decodes every picture whenever it is needed, and `auto` keeps them in
             memory, in a temporary file where half of the free memory is too small, or not at all.
-        on_progress: called after every picture.
+        listener: told after every picture.
+
+    Raises:
+        DatasetError: a class has no readable training image left.
+        TrainingError: `ram`, and the pictures do not fit.
     """
+    started = time.perf_counter()
+    n_images = sum(len(dataset.splits[split]) for split in SPLITS)
+    n_bytes = n_images * prod((*preprocessing.size_hw, 3))
+    if cache == "ram" and n_bytes > free_memory():
+        raise TrainingError(
+            f"--cache ram: the pictures take {n_bytes / 2**30:.1f} GiB and {free_memory() / 2**30:.1f} GiB are free; "
+            "use --cache auto, or a smaller --image-size"
+        )
+    decoded: dict[Split, DecodedImages] = {}
+    try:
+        for split in SPLITS if cache != "none" else ():
+            before = sum(len(dataset.splits[each]) for each in decoded)
 
-    def __init__(
-        self,
-        cache: Cache,
-        preprocessing: Preprocessing,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
-    ) -> None:
-        self.cache, self.preprocessing, self.on_progress = cache, preprocessing, on_progress
+            def tell(done: int, before: int = before) -> None:
+                listener.on_progress(Progress("reading the pictures", before + done, n_images))
 
-    def decode(self, dataset: Dataset) -> tuple[Dataset, dict[Split, Inputs]]:
-        """The data set less what cannot be decoded, and the pixels of its splits.
-
-        Raises:
-            DatasetError: a class has no readable training image left.
-            TrainingError: `ram`, and the pictures do not fit.
-        """
-        if self.cache != "none":
-            n_bytes = sum(len(each) for each in dataset.splits.values()) * prod((*self.preprocessing.size_hw, 3))
-            if self.cache == "ram" and n_bytes > free_memory():
-                raise TrainingError(
-                    f"--cache ram: the pictures take {n_bytes / 2**30:.1f} GiB and {free_memory() / 2**30:.1f} GiB are "
-                    "free; use --cache auto, or a smaller --image-size"
-                )
-            try:
-                decoded = {
-                    split: decode_images(
-                        dataset.splits[split],
-                        self.preprocessing,
-                        in_memory=self.cache == "ram",
-                        on_image=self._teller(dataset, split),
-                    )
-                    for split in SPLITS
-                }
-                unreadable = {image: reason for each in decoded.values() for image, reason in each.unreadable.items()}
-                return dataset.without(unreadable), {split: each.pixels for split, each in decoded.items()}
-            except _NoRoom:
-                pass  # neither memory nor the temporary folder: decode on demand
-        all_images = [image for split in SPLITS for image in dataset.splits[split]]
-        readable = dataset.without(unreadable_images(all_images, self.preprocessing))
-        return readable, {split: DecodedOnDemand(readable.splits[split], self.preprocessing) for split in SPLITS}
-
-    def _teller(self, dataset: Dataset, split: Split) -> Callable[[int], None]:
-        total = sum(len(each) for each in dataset.splits.values())
-        before = sum(len(dataset.splits[each]) for each in SPLITS[: SPLITS.index(split)])
-        return lambda done: self.on_progress(Progress("reading the pictures", before + done, total))
+            decoded[split] = decode_images(
+                dataset.splits[split], preprocessing, in_memory=cache == "ram", on_image=tell
+            )  # fmt: skip
+    except _NoRoom:
+        decoded = {}  # neither memory nor the temporary folder: decode on demand
+    if decoded:
+        unreadable = {image: reason for each in decoded.values() for image, reason in each.unreadable.items()}
+        readable = dataset.without(unreadable)
+        pixels: dict[Split, Inputs] = {split: each.pixels for split, each in decoded.items()}
+    else:
+        every = [image for split in SPLITS for image in dataset.splits[split]]
+        readable = dataset.without(unreadable_images(every, preprocessing))
+        pixels = {split: DecodedOnDemand(readable.splits[split], preprocessing) for split in SPLITS}
+    return Decoded(readable, pixels, time.perf_counter() - started)
 
 
 def unreadable_images(labelled: Sequence[LabelledImage], preprocessing: Preprocessing) -> dict[LabelledImage, str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import torch
 
-from edgecls.datasets import Dataset, Split
 from edgecls.errors import Collapsed, Diverged, TrainingError
 from edgecls.metrics import wilson_interval
 from edgecls.runs import CHECKPOINT, RESUME
 from edgecls.train.data.augment import Augmentation
-from edgecls.train.data.batches import Batches, Drawing, Inputs
+from edgecls.train.data.batches import Batches, Drawing
+from edgecls.train.data.pixels import Decoded
 from edgecls.train.fit.loop import LoopOptions, Phase, fit, kept_progress
 from edgecls.train.fit.losses import Loss, Teacher, class_weights, guessing_loss
 from edgecls.train.fit.optimizers import OptimizerOptions
@@ -46,7 +46,7 @@ class Phases:
     """Everything that the phases of one training share.
 
     Args:
-        pixels: of the splits `train` and `val`, perhaps `test`.
+        decoded: the images, of the splits `train` and `val`, perhaps `test`.
         recipe: with every choice made.
         features: computes the features of a frozen backbone.
         teacher: whose answers are learnt beside the labels; None for none.
@@ -60,14 +60,15 @@ class Phases:
     """
 
     def __init__(
-        self, classifier: PixelClassifier, dataset: Dataset, pixels: Mapping[Split, Inputs], recipe: Recipe, *,
+        self, classifier: PixelClassifier, decoded: Decoded, recipe: Recipe, *,
         teacher: Teacher | None, recorder: Recorder, loop: LoopOptions, features: Features,
         say: Callable[[str], None], record: Callable[[Recipe], None], deadline: float | None = None,
     ) -> None:  # fmt: skip
         self.classifier, self.recipe, self.recorder, self.loop = classifier, recipe, recorder, loop
         self.record, self.deadline, self.say = record, deadline, say
+        dataset = decoded.dataset
         self.targets = {split: torch.from_numpy(dataset.targets(split)) for split in ("train", "val")}
-        self.pictures = Pictures(pixels, self.targets)
+        self.pictures = Pictures(decoded.pixels, self.targets)
         self.n_judged = sum(len(dataset.splits[split]) for split in ("val", "test"))
         self.teacher, self.features = teacher, features
         self.n_classes = len(dataset.labels)

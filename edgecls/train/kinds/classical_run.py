@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from edgecls import metrics
 from edgecls.datasets import Dataset, Split, split_rows, write_split
 from edgecls.errors import OptionError, RunError
 from edgecls.metrics import Indices
@@ -20,10 +19,9 @@ from edgecls.runs import CHECKPOINT, SPLIT, Run, find_model
 from edgecls.train.classical.head import check_answers, head_onnx, linear_head
 from edgecls.train.classical.settings import fit_classical
 from edgecls.train.data.batches import Inputs
-from edgecls.train.data.pixels import Decoder
+from edgecls.train.data.pixels import Decoded
 from edgecls.train.data.survey import survey_of
 from edgecls.train.fit.recorder import Recorder
-from edgecls.train.kinds.measure import macro_scores
 from edgecls.train.kinds.record import Stopwatch
 from edgecls.train.kinds.result import TrainResult, complete
 from edgecls.train.kinds.start import Start, check_size, described, with_geometry
@@ -37,38 +35,37 @@ from edgecls.train.recipe_options import IMAGENET, SCRATCH, GeometryOptions, Net
 
 
 def train_classical(
-    options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
-    decoder: Decoder | None = None, features: Features | None = None,
+    options: TrainOptions, start: Start, decoded: Decoded, folder: Path, listener: Listener,
+    features: Features | None = None,
 ) -> TrainResult:  # fmt: skip
     """Fit `--classifier` on the features of a network, and leave a complete run.
 
     Args:
         start: as `classical_start` gives it.
-        decoder: of images to pixels; None decodes the images of this data set.
+        decoded: its images.
         features: computes the features.
 
     Raises:
         DatasetError, TrainingError, MissingExtra, RunError: with what to do next.
     """
-    clock, run, name = Stopwatch(), Run(folder), options.source.classifier
+    clock, run, name = Stopwatch(decoded), Run(folder), options.source.classifier
     assert name  # whoever asked for features asked for a classifier: SourceOptions sees to it
-    decoder = decoder or Decoder(options.data_use.cache, start.preprocessing, listener.on_progress)
-    features = features or partial(features_of, on_progress=listener.on_progress)
-    readable, pixels = decoder.decode(start.dataset)
-    clock.lap("decode")
-    listener.say(f"{described(replace(start, dataset=readable))}; {name} on its features")
-    for warning in (*readable.warnings(), *_seen_before(start, readable)):
+    start = replace(start, dataset=decoded.dataset)
+    listener.say(f"{described(start)}; {name} on its features")
+    for warning in (*start.dataset.warnings(), *_seen_before(start, start.dataset)):
         listener.say(f"warning: {warning}")
-    write_split(readable, run.path(SPLIT))
-    splits: tuple[Split, ...] = ("train", "val", "test")
-    targets = {split: readable.targets(split) for split in splits}
-    fitted = fit_head(
-        start.classifier, pixels, targets, len(readable.labels), name, options.data_use.seed, run, features
+    write_split(start.dataset, run.path(SPLIT))
+    classifier = start.classifier.eval()
+    began = time.perf_counter()
+    found = _penultimate(
+        classifier, decoded.pixels["train"], features or partial(features_of, on_progress=listener.on_progress)
     )
-    listener.say(f"features in {fitted.feature_seconds:.1f} s, {name} in {fitted.fit_seconds:.1f} s")
-    start = replace(start, dataset=readable, classifier=fitted.classifier)
+    featured = time.perf_counter()
+    fit_head(classifier, found, start.dataset.targets("train"), name, options.data_use.seed, run)
+    seconds = time.perf_counter() - featured
+    listener.say(f"features in {featured - began:.1f} s, {name} in {seconds:.1f} s")
     clock.lap("features and classifier")
-    return complete(run, options, start, pixels, Recorder(None), clock, listener)
+    return complete(run, options, start, decoded, Recorder(None), clock, listener)
 
 
 def classical_start(options: TrainOptions, dataset: Dataset) -> Start:
@@ -125,63 +122,25 @@ def _seen_before(start: Start, dataset: Dataset) -> Iterator[str]:
             )
 
 
-@dataclass(frozen=True)
-class SplitScores:
-    """How a classifier did on one split, as fractions; precision and recall are means over the classes with images."""
-
-    n: int
-    accuracy: float
-    precision: float
-    recall: float
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """Attributes:
-    classifier: the network with its new head, in evaluation mode.
-    scores: of the splits that have images, training among them.
-    feature_seconds, fit_seconds: the pass through the backbone; fitting, proving and writing.
-    """
-
-    classifier: PixelClassifier
-    scores: dict[Split, SplitScores]
-    feature_seconds: float
-    fit_seconds: float
-
-
 def fit_head(
-    classifier: PixelClassifier,
-    pixels: Mapping[Split, Inputs],
-    targets: Mapping[Split, Indices],
-    n_classes: int,
-    name: ClassicalName,
-    seed: int,
-    run: Run,
-    features_of_network: Features = features_of,
-) -> FittedHead:
-    """Fit a classifier on the features of the training images, and leave checkpoint and head in the run folder.
+    classifier: PixelClassifier, features: Tensor, targets: Indices, name: ClassicalName, seed: int, run: Run
+) -> None:
+    """Fit a classifier on features in place of the last layer of a network, and leave checkpoint and head in the run.
 
     The head lies in `head.onnx`, and the head in the checkpoint is empty; logistic regression is a linear layer, which
     lies in the checkpoint as that of any other run.
 
     Args:
-        classifier: whose features are used: what the last layer of its head sees. That layer is replaced.
-        pixels: (n, h, w, 3) uint8 by split; `train` must have some.
-        targets: (n,) label indices by split.
-        features_of_network: computes what the backbone gives.
+        classifier: whose features they are; its last layer is replaced.
+        features: (n, n_features) float32 of the training images, n >= 1.
+        targets: (n,) label indices.
 
     Raises:
         TrainingError: a class has no training image, or the ONNX form does not answer as scikit-learn.
         MissingExtra: skl2onnx or XGBoost is not installed.
     """
-    started = time.perf_counter()
-    classifier.eval()
-    present = {split: each for split, each in pixels.items() if len(each)}
-    features = {split: _penultimate(classifier, each, features_of_network) for split, each in present.items()}
-    featured = time.perf_counter()
-    training = features["train"].numpy()
-    classical = fit_classical(name, training, targets["train"], n_classes, seed)
-    head: nn.Linear | OnnxHead
+    training, n_classes = features.numpy(), classifier.n_classes
+    classical = fit_classical(name, training, targets, n_classes, seed)
     if name == "logistic":
         head = linear_head(classical)
         check_answers(classical, training, head)
@@ -189,13 +148,10 @@ def fit_head(
         save_checkpoint(classifier, run.path(CHECKPOINT))
     else:
         set_last_layer(classifier, _empty(classical.n_features, n_classes))
-        head = OnnxHead(head_onnx(classical, training), classical.n_features, n_classes)
-        head.write(run.path(HEAD))
+        onnx_head = OnnxHead(head_onnx(classical, training), classical.n_features, n_classes)
+        onnx_head.write(run.path(HEAD))
         save_checkpoint(classifier, run.path(CHECKPOINT))
-        set_last_layer(classifier, head)
-    fitted = time.perf_counter()
-    scores = {split: _scores(head, each, targets[split]) for split, each in features.items()}
-    return FittedHead(classifier.eval(), scores, featured - started, fitted - featured)
+        set_last_layer(classifier, onnx_head)
 
 
 def _penultimate(classifier: PixelClassifier, pixels: Inputs, features_of_network: Features) -> Tensor:
@@ -214,9 +170,3 @@ def _empty(n_features: int, n_classes: int) -> nn.Linear:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def _scores(head: nn.Module, features: Tensor, truth: Indices) -> SplitScores:
-    answered: Any = head(features).detach().argmax(1).numpy()
-    precision, recall, _ = macro_scores(answered, truth)
-    return SplitScores(len(truth), metrics.accuracy(answered, truth), precision, recall)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from edgecls import metrics
 from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split, read_split
@@ -15,8 +15,7 @@ from edgecls.errors import OptionError
 from edgecls.images import natural_key
 from edgecls.options import flag_name, flags_of, flat
 from edgecls.runs import METRICS, SPLIT, Run, find_run, write_json
-from edgecls.train.data.batches import Inputs
-from edgecls.train.data.pixels import Decoder
+from edgecls.train.data.pixels import Decoded, decode
 from edgecls.train.data.survey import survey_of
 from edgecls.train.evidence import check_evidence
 from edgecls.train.kinds.result import TrainResult
@@ -126,16 +125,13 @@ def train_extended(
         OptionError, RunError, DatasetError, TrainingError: as `extend` and `train_single`.
     """
     extension = extend(options, dataset)
-    decoder = Decoder(options.data_use.cache, extension.start.preprocessing, listener.on_progress)
-    readable, pixels = decoder.decode(extension.start.dataset)
-    start = replace(extension.start, dataset=readable)
-    known = _Decoded(decoder, readable, pixels)
-    result = train_single(extension.options, start, folder, listener, decoder=known, deadline=deadline)
+    start = extension.start
+    decoded = decode(start.dataset, start.preprocessing, options.data_use.cache, listener)
+    result = train_single(extension.options, start, decoded, folder, listener, deadline=deadline)
     if rank():
         return result
     run = Run(folder)
-    after = logits_of(load_checkpoint(run), pixels["val"]).argmax(1).numpy()
-    compared = _forgetting(extension, readable, pixels["val"], after)
+    compared = _forgetting(extension, decoded, logits_of(load_checkpoint(run), decoded.pixels["val"]))
     figures = {**result.figures, "extended": asdict(compared)}
     result = replace(result, figures=figures)
     write_json(run.path(METRICS), result.to_json())
@@ -145,28 +141,16 @@ def train_extended(
     return result
 
 
-class _Decoded(Decoder):
-    """Pixels that are there already."""
-
-    def __init__(self, decoder: Decoder, dataset: Dataset, pixels: dict[Split, Inputs]) -> None:
-        super().__init__(decoder.cache, decoder.preprocessing)
-        self._decoded = dataset, pixels
-
-    def decode(self, dataset: Dataset) -> tuple[Dataset, dict[Split, Inputs]]:
-        return self._decoded
-
-
-def _forgetting(extension: Extension, dataset: Dataset, pixels: Inputs, after: NDArray[np.int64]) -> Forgetting:
+def _forgetting(extension: Extension, decoded: Decoded, logits: Tensor) -> Forgetting:
     """Compare the old model's answers with the extended one's, on the same validation images.
 
     Args:
-        dataset: what is readable of the joined images.
-        pixels: of its validation images.
-        after: (n,) label index of the extended model for every one of them.
+        decoded: the joined images.
+        logits: (n, n_classes) of the extended model for every validation image.
     """
-    truth = dataset.targets("val")
+    truth, after = decoded.dataset.targets("val"), logits.argmax(1).numpy()
     is_old = truth < len(extension.old_labels)  # old labels come first
-    before = logits_of(load_checkpoint(extension.run), pixels[torch.from_numpy(np.flatnonzero(is_old))])
+    before = logits_of(load_checkpoint(extension.run), decoded.pixels["val"][torch.from_numpy(np.flatnonzero(is_old))])
     was_right = before.argmax(1).numpy() == truth[is_old]
     is_right = after[is_old] == truth[is_old]
     return Forgetting(

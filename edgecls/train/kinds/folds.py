@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgecls import metrics
 from edgecls.datasets import Dataset, LabelledImage, Split, stratified_folds
 from edgecls.errors import Interrupted
+from edgecls.manifest import Preprocessing
 from edgecls.runs import ENSEMBLE, METRICS, RESUME, Run, write_json
 from edgecls.train.data.batches import Inputs
-from edgecls.train.data.pixels import Decoder, decoding_warnings
+from edgecls.train.data.pixels import Decoded, Rows, decode, decoding_warnings
 from edgecls.train.kinds.classical_run import classical_start, train_classical
 from edgecls.train.kinds.result import TrainResult, is_complete, read_result
 from edgecls.train.kinds.single import seed_all, train_single
-from edgecls.train.kinds.start import start_of
+from edgecls.train.kinds.start import Start, start_of
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of
 from edgecls.train.networks.features import features_of
 from edgecls.train.networks.models import PixelClassifier
@@ -29,53 +29,6 @@ from edgecls.train.options import TrainOptions
 from edgecls.train.progress import Listener
 
 FOLD: Final = "fold-{}"
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some rows of inputs that several trainings share.
-
-    Attributes:
-        whole: pixels of all images.
-        rows: (k,) int64.
-    """
-
-    whole: Inputs
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self.whole[self.rows[rows]]
-
-
-class _SharedDecoder(Decoder):
-    """Decodes all images once; every fold takes its rows."""
-
-    def __init__(self, decoder: Decoder, dataset: Dataset) -> None:
-        super().__init__(decoder.cache, decoder.preprocessing)
-        self.dataset, pixels = decoder.decode(dataset)
-        self._pixels = {split: pixels[split] for split in ("train", "test")}
-        self._row = {image: row for row, image in enumerate(self.dataset.splits["train"])}
-
-    @property
-    def train_pixels(self) -> Inputs:
-        """Of all images that are dealt out."""
-        return self._pixels["train"]
-
-    @property
-    def test_pixels(self) -> Inputs:
-        return self._pixels["test"]
-
-    def decode(self, dataset: Dataset) -> tuple[Dataset, dict[Split, Inputs]]:
-        def rows(split: Split) -> Tensor:
-            return torch.tensor([self._row[image] for image in dataset.splits[split]], dtype=torch.int64)
-
-        whole = self._pixels["train"]
-        return dataset, {
-            "train": Subset(whole, rows("train")), "val": Subset(whole, rows("val")), "test": self._pixels["test"],
-        }  # fmt: skip
 
 
 class _SharedFeatures:
@@ -86,7 +39,7 @@ class _SharedFeatures:
         self._listener = listener
 
     def __call__(self, classifier: PixelClassifier, inputs: Inputs) -> Tensor:
-        if not isinstance(inputs, Subset):  # the test images, which all folds have in full
+        if not isinstance(inputs, Rows):  # the test images, which all folds have in full
             return features_of(classifier, inputs)
         if self._features is None:
             self._features = features_of(classifier, inputs.whole, on_progress=self._listener.on_progress)
@@ -146,54 +99,66 @@ def train_folds(
         DatasetError: a class has fewer images than there are folds.
         Interrupted: the user stopped it; what is finished is kept.
     """
-    started = time.perf_counter()
+    started, use = time.perf_counter(), options.data_use
+    # a data set must have a val split: it keeps its own, and each fold brings another
     pool = (*dataset.splits["train"], *dataset.splits["val"])
-    stratified_folds(pool, options.data_use.folds, options.data_use.seed)  # refuse before anything is decoded
-    splits: dict[Split, tuple[LabelledImage, ...]]
-    splits = {"train": pool, "val": dataset.splits["val"], "test": dataset.splits["test"]}
-    everything = replace(dataset, splits=splits)  # a data set must have a val split; each fold brings its own
+    everything = replace(dataset, splits={**dataset.splits, "train": pool})
+    stratified_folds(pool, use.folds, use.seed)  # refuse before anything is decoded
     seed_all(options)
-    begin = classical_start if options.source.classifier else start_of
-    start = begin(options, everything)
-    own = Decoder(options.data_use.cache, start.preprocessing, listener.on_progress)
-    decoder = _SharedDecoder(own, everything)
+    preprocessing = _start_of(options, everything).preprocessing
+    decoded = decode(everything, preprocessing, use.cache, listener)
     if dataset.has_own_validation:
         listener.say(
             f"--folds: the {len(dataset.splits['val']):,} images of the data's own val split are dealt out with those "
             "of train; each fold validates on what it holds out"
         )
-    for warning in decoding_warnings(options.data_use.cache, decoder.train_pixels):
+    for warning in decoding_warnings(use.cache, decoded.pixels["train"]):
         listener.say(f"warning: {warning}")
-    folds = stratified_folds(decoder.dataset.splits["train"], options.data_use.folds, options.data_use.seed)
-    single = replace(options, data_use=replace(options.data_use, folds=0), out=None)
-    features, results = _SharedFeatures(listener), []
+    folds = stratified_folds(decoded.dataset.splits["train"], use.folds, use.seed)
+    one = _Fold(replace(options, data_use=replace(use, folds=0), out=None), preprocessing, folder, listener)
     names = [FOLD.format(number) for number in range(1, len(folds) + 1)]
+    results = []
     for number, (name, held_out) in enumerate(zip(names, folds, strict=True)):
         listener.say(f"{name} of {len(folds)}")
-        seed_all(options)  # the same new weights in every fold: they differ by their images alone
-        part = _without(decoder.dataset, held_out)
-        if is_complete(Run(folder / name)):
-            results.append(read_result(Run(folder / name)))
-            continue
-        fold = replace(begin(single, part), preprocessing=start.preprocessing)
-        if options.source.classifier:
-            result = train_classical(single, fold, folder / name, listener, decoder=decoder, features=features)
-        else:
-            now = time.perf_counter()
-            until = None if deadline is None else now + (deadline - now) / (len(folds) - number)
-            result = train_single(
-                single, fold, folder / name, listener, resumed_by=folder, decoder=decoder, features=features,
-                deadline=until,
-            )  # fmt: skip
-        if result.is_interrupted:
-            raise Interrupted(f"interrupted in {name}; go on with: edgecls train --resume {folder}")
-        (folder / name / RESUME).unlink(missing_ok=True)
-        results.append(result)
-    test = _ensemble_accuracy([folder / name for name in names], decoder.dataset, decoder.test_pixels)
+        now = time.perf_counter()
+        until = None if deadline is None else now + (deadline - now) / (len(folds) - number)
+        results.append(one.train(name, decoded.dealt(_without(decoded.dataset, held_out)), until))
+    test = _ensemble_accuracy([folder / name for name in names], decoded)
     write_json(folder / ENSEMBLE, {"members": names})
     crossed = FoldsResult(folder, tuple(results), test, time.perf_counter() - started)
     write_json(folder / METRICS, crossed.to_json())
     return crossed
+
+
+def _start_of(options: TrainOptions, dataset: Dataset) -> Start:
+    return classical_start(options, dataset) if options.is_classical else start_of(options, dataset)
+
+
+class _Fold:
+    """What the trainings of all folds share, the features of a frozen backbone above all."""
+
+    def __init__(self, options: TrainOptions, preprocessing: Preprocessing, folder: Path, listener: Listener) -> None:
+        self._options, self._preprocessing, self._folder, self._listener = options, preprocessing, folder, listener
+        self._features = _SharedFeatures(listener)
+
+    def train(self, name: str, part: Decoded, deadline: float | None) -> TrainResult:
+        """Train one fold, unless a killed run has finished it."""
+        options, run = self._options, Run(self._folder / name)
+        seed_all(options)  # the same new weights in every fold: they differ by their images alone
+        if is_complete(run):
+            return read_result(run)
+        start = replace(_start_of(options, part.dataset), preprocessing=self._preprocessing)
+        if options.is_classical:
+            result = train_classical(options, start, part, run.folder, self._listener, self._features)
+        else:
+            result = train_single(
+                options, start, part, run.folder, self._listener, resumed_by=self._folder, features=self._features,
+                deadline=deadline,
+            )  # fmt: skip
+        if result.is_interrupted:
+            raise Interrupted(f"interrupted in {name}; go on with: edgecls train --resume {self._folder}")
+        run.path(RESUME).unlink(missing_ok=True)
+        return result
 
 
 def _without(dataset: Dataset, held_out: list[LabelledImage]) -> Dataset:
@@ -204,11 +169,11 @@ def _without(dataset: Dataset, held_out: list[LabelledImage]) -> Dataset:
     return replace(dataset, splits=splits)
 
 
-def _ensemble_accuracy(runs: list[Path], dataset: Dataset, pixels: Inputs) -> float | None:
-    truth = dataset.targets("test")
+def _ensemble_accuracy(runs: list[Path], decoded: Decoded) -> float | None:
+    truth = decoded.dataset.targets("test")
     if not len(truth):
         return None
-    total: NDArray[np.float32] = np.zeros((len(truth), len(dataset.labels)), np.float32)
+    total: NDArray[np.float32] = np.zeros((len(truth), len(decoded.dataset.labels)), np.float32)
     for run in runs:
-        total += metrics.softmax(logits_of(load_checkpoint(Run(run)), pixels).numpy())
+        total += metrics.softmax(logits_of(load_checkpoint(Run(run)), decoded.pixels["test"]).numpy())
     return metrics.accuracy(total.argmax(1), truth)

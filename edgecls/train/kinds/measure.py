@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
 from edgecls import metrics
-from edgecls.datasets import Dataset, Split, stratified_sample
+from edgecls.datasets import Split, stratified_sample
 from edgecls.golden import N_GOLDEN, Golden
 from edgecls.runs import Run
-from edgecls.train.data.batches import Inputs
+from edgecls.train.data.pixels import Decoded
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of
 
 _MEASURED: Final[dict[Split, str]] = {"val": "validation", "test": "test"}  # splits, and their names in metrics.json
@@ -52,12 +51,13 @@ def macro_scores(answers: NDArray[np.int64], truth: NDArray[np.int64]) -> tuple[
     return float(precision), float(recall), float(f1)
 
 
-def measure(run: Run, dataset: Dataset, pixels: Mapping[Split, Inputs], device: str) -> Measured:
+def measure(run: Run, decoded: Decoded, device: str) -> Measured:
     """Answer the validation and test images once, in float32; leave golden answers in the run.
 
     Raises:
         RunError: the run has no checkpoint that loads.
     """
+    dataset, pixels = decoded.dataset, decoded.pixels
     classifier = load_checkpoint(run).to(device)
     figures: dict[str, Any] = {}
     answers: dict[Split, NDArray[np.int64]] = {}

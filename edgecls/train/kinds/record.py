@@ -16,6 +16,7 @@ from edgecls import __version__
 from edgecls.errors import RunError
 from edgecls.options import OPTIONS_KEY, flat
 from edgecls.runs import RECIPE, find_model, write_json
+from edgecls.train.data.pixels import Decoded
 from edgecls.train.machine import resolved_device
 from edgecls.train.options import SourceOptions, TrainOptions
 from edgecls.train.recipe_options import IMAGENET, NONE
@@ -27,12 +28,13 @@ class Stopwatch:
     """Seconds of a run by what it did, in order.
 
     Args:
-        started: by `time.perf_counter`; None is now.
+        decoded: what the run begins with; decoding it is the first lap.
     """
 
-    def __init__(self, started: float | None = None) -> None:
-        self.started = self._last = time.perf_counter() if started is None else started
-        self.laps: dict[str, float] = {}
+    def __init__(self, decoded: Decoded) -> None:
+        self._last = time.perf_counter()
+        self.started = self._last - decoded.seconds
+        self.laps = {"decode": decoded.seconds}
 
     def lap(self, name: str) -> None:
         """What has passed since the last lap was spent on this."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from edgecls.datasets import SPLITS, Split
+from edgecls.datasets import SPLITS
 from edgecls.errors import RunError
 from edgecls.manifest import Manifest
 from edgecls.options import OPTIONS_KEY, flat
 from edgecls.runs import CHECKPOINT, MANIFEST, METRICS, RESUME, Run, read_json, write_json
-from edgecls.train.data.batches import Inputs
+from edgecls.train.data.pixels import Decoded
 from edgecls.train.fit.recorder import Recorder
 from edgecls.train.kinds.measure import measure
 from edgecls.train.kinds.record import Stopwatch, write_recipe
@@ -86,7 +85,7 @@ def read_result(run: Run) -> TrainResult:
 
 
 def complete(
-    run: Run, options: TrainOptions, start: Start, pixels: Mapping[Split, Inputs], recorder: Recorder,
+    run: Run, options: TrainOptions, start: Start, decoded: Decoded, recorder: Recorder,
     clock: Stopwatch, listener: Listener,
 ) -> TrainResult:  # fmt: skip
     """Measure what was trained, and leave a complete run folder: manifest, recipe, figures, golden answers.
@@ -114,7 +113,7 @@ def complete(
     }
     manifest = Manifest(start.dataset.labels, start.preprocessing, start.network.model, training=training)
     run.record(manifest)
-    measured = measure(run, start.dataset, pixels, resolved_device(options.machine))
+    measured = measure(run, decoded, resolved_device(options.machine))
     result = replace(
         unmeasured(run.folder, start, recorder),
         validation_accuracy=measured.figures["validation_accuracy"],

@@ -16,7 +16,7 @@ from edgecls.names import one_form
 from edgecls.runs import CONTACT_SHEET, SPLIT, Run, find_run
 from edgecls.train.data.batches import Inputs
 from edgecls.train.data.contact_sheet import write_contact_sheet
-from edgecls.train.data.pixels import Decoder, decoding_warnings
+from edgecls.train.data.pixels import Decoded, decoding_warnings
 from edgecls.train.fit.loggers import make_loggers
 from edgecls.train.fit.loop import LoopOptions
 from edgecls.train.fit.losses import Teacher
@@ -38,9 +38,8 @@ _WHITENING_IMAGES: Final = 5000
 
 
 def train_single(
-    options: TrainOptions, start: Start, folder: Path, listener: Listener, *,
-    resumed_by: Path | None = None, decoder: Decoder | None = None, features: Features | None = None,
-    deadline: float | None = None,
+    options: TrainOptions, start: Start, decoded: Decoded, folder: Path, listener: Listener, *,
+    resumed_by: Path | None = None, features: Features | None = None, deadline: float | None = None,
 ) -> TrainResult:  # fmt: skip
     """Train one classifier in a folder, and leave a complete run there.
 
@@ -48,26 +47,21 @@ def train_single(
     folder: whoever called removes it when all is done. Of several processes that train together, the first one writes.
 
     Args:
+        decoded: the images of the start.
         resumed_by: the folder that `--resume` names; None is this one.
-        decoder: of images to pixels; None decodes the images of this data set.
         features: computes the features of a frozen backbone.
         deadline: when the run should be complete, by `time.perf_counter`; None where nobody waits.
 
     Raises:
         OptionError, DatasetError, TrainingError, RunError: with what to do next.
     """
-    clock, is_leader, run = Stopwatch(), rank() == 0, Run(folder)
-    classifier, preprocessing = start.classifier, start.preprocessing
-    recipe = recipe_of(options, start.survey, preprocessing, classifier.backbone)
+    clock, is_leader = Stopwatch(decoded), rank() == 0
+    start = replace(start, dataset=decoded.dataset)
+    recipe = recipe_of(options, start.survey, start.preprocessing, start.classifier.backbone)
     teacher = _teacher(options, recipe, start.dataset)
-    decoder = decoder or Decoder(options.data_use.cache, preprocessing, listener.on_progress)
-    features = features or partial(features_of, on_progress=listener.on_progress)
-    dataset, pixels = decoder.decode(start.dataset)
-    clock.lap("decode")
-    start = replace(start, dataset=dataset)
     listener.say(described(start))
     listener.say(chosen(recipe, start.survey))
-    for warning in (*decoding_warnings(options.data_use.cache, pixels["train"]), *dataset.warnings()):
+    for warning in (*decoding_warnings(options.data_use.cache, decoded.pixels["train"]), *start.dataset.warnings()):
         listener.say(f"warning: {warning}")
 
     def record(recipe: Recipe) -> None:
@@ -76,17 +70,33 @@ def train_single(
 
     record(recipe)
     if is_leader:
-        write_split(dataset, run.path(SPLIT))
-        write_contact_sheet(run.path(CONTACT_SHEET), dataset, pixels["train"], recipe.augmentation)
-    _whiten(classifier, pixels["train"], options.data_use.seed)
+        write_split(start.dataset, folder / SPLIT)
+        write_contact_sheet(folder / CONTACT_SHEET, start.dataset, decoded.pixels["train"], recipe.augmentation)
+    _whiten(start.classifier, decoded.pixels["train"], options.data_use.seed)
     recorder = Recorder(folder if is_leader else None, listener.on_epoch, recipe.monitor)
     loggers = make_loggers(repeating(recipe, options), folder) if is_leader else ()
-    loop = LoopOptions(options.machine, folder, loggers, listener.on_progress)
     phases = Phases(
-        classifier, dataset, pixels, recipe, teacher=teacher, recorder=recorder, loop=loop, features=features,
+        start.classifier, decoded, recipe, teacher=teacher, recorder=recorder,
+        loop=LoopOptions(options.machine, folder, loggers, listener.on_progress),
+        features=features or partial(features_of, on_progress=listener.on_progress),
         say=listener.say, record=record, deadline=deadline,
     )  # fmt: skip
-    go_on = f"edgecls train --resume {resumed_by or folder}"
+    is_interrupted = _run(phases, folder, f"edgecls train --resume {resumed_by or folder}")
+    clock.lap("train")
+    if not is_leader:
+        return replace(unmeasured(folder, start, recorder), is_interrupted=is_interrupted)
+    clock.laps.update(phases.seconds)
+    result = complete(Run(folder), repeating(phases.recipe, options), start, decoded, recorder, clock, listener)
+    return replace(result, is_interrupted=is_interrupted)
+
+
+def _run(phases: Phases, folder: Path, go_on: str) -> bool:
+    """Train, and return whether the user has interrupted it; what is written is the best epoch so far.
+
+    Args:
+        go_on: the command that continues a training which ended early.
+    """
+    recorder = phases.recorder
     is_interrupted = False
     try:
         phases.run()
@@ -95,20 +105,15 @@ def train_single(
             raise Interrupted(
                 f"interrupted before the first epoch ended; {folder} holds no checkpoint. Start it again with: {go_on}"
             ) from None
-        listener.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
+        phases.say(f"interrupted: the best epoch so far ({recorder.best.epoch}) is kept; go on with: {go_on}")
         is_interrupted = True
     except RunError as error:
         if not recorder.epochs:
             raise
         raise RunError(f"{error}. The best epoch so far is kept; when that is mended, go on with: {go_on}") from error
-    clock.lap("train")
     if recorder.best is None:
         raise TrainingError(f"training ended before its first epoch did; {folder} holds no checkpoint")
-    if not is_leader:
-        return replace(unmeasured(folder, start, recorder), is_interrupted=is_interrupted)
-    clock.laps.update(phases.seconds)
-    result = complete(run, repeating(phases.recipe, options), start, pixels, recorder, clock, listener)
-    return replace(result, is_interrupted=is_interrupted)
+    return is_interrupted
 
 
 def _teacher(options: TrainOptions, recipe: Recipe, dataset: Dataset) -> Teacher | None:
