@@ -23,9 +23,12 @@ METADATA_KEY: Final = "edgecls.manifest"
 Resize = Literal["shortest", "squash", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
+Origin = Literal["trained", "published", "adopted"]
+Head = Literal["network", "logistic", "svm", "random-forest", "boosting", "xgboost"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_ORIGINS: Final = {"adopted": "adopted", "pretrained": "published"}  # by what older manifests had in `training`
 _MOST: Final = 1e6  # of a mean or std: float32 has no place for much more
 
 CURE: Final = "the file is damaged or was changed by hand: put back a copy of it, or make the run again"
@@ -94,7 +97,9 @@ class Manifest:
             `labels`; class folders may be named by it.
         temperature: what the logits are divided by before they become probabilities; above 0. Answers do not
             depend on it, only how sure they claim to be (arXiv 1706.04599).
-        training: the options and the data that made it, as JSON values.
+        origin: what made it: a training, published weights as they are, or somebody else's ONNX file.
+        head: what answers from the features: the network itself, or a scikit-learn classifier.
+        training: the options and the data that made it, as JSON values, to be read by people.
         metrics: measured figures by name, and `parameters` of the network; accuracies are fractions.
         files: sha256 by file name, for the files of the run folder.
         created: ISO 8601, UTC.
@@ -106,6 +111,8 @@ class Manifest:
     precision: Precision = "fp32"
     label_ids: tuple[str, ...] = ()
     temperature: float = 1.0
+    origin: Origin = "trained"
+    head: Head = "network"
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -127,8 +134,9 @@ class Manifest:
             raise RunError(f"manifest label_ids: expected {len(self.labels)} different ones, got {len(self.label_ids)}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
             raise RunError(f"manifest temperature {self.temperature!r}: expected a number above 0")
-        if self.precision not in get_args(Precision):
-            raise RunError(f"manifest precision {self.precision!r}: expected one of {', '.join(get_args(Precision))}")
+        for name, known in (("precision", Precision), ("origin", Origin), ("head", Head)):
+            if getattr(self, name) not in get_args(known):
+                raise RunError(f"manifest {name} {getattr(self, name)!r}: expected one of {', '.join(get_args(known))}")
         if self.schema != SCHEMA:
             raise RunError(
                 f"manifest schema {self.schema}: this edgecls ({__version__}) reads schema {SCHEMA}; "
@@ -157,9 +165,17 @@ class Manifest:
             raise RunError(f"{source}: manifest schema {schema}, this edgecls reads {SCHEMA}: upgrade edgecls")
         try:
             values["preprocessing"] = _strict(Preprocessing, values["preprocessing"])
-            return _strict(cls, values)
+            return _strict(cls, {**_told_by_training(values.get("training")), **values})
         except (TypeError, RunError) as error:
             raise RunError(f"{source}: damaged manifest: {error}; {CURE}") from error
+
+
+def _told_by_training(training: Any) -> dict[str, Any]:
+    """The origin and the head of a manifest from before they had fields of their own."""
+    if not isinstance(training, dict):
+        return {}
+    origin = next((name for key, name in _ORIGINS.items() if key in training), "trained")
+    return {"origin": origin, "head": training.get("classifier") or "network"}
 
 
 _T = TypeVar("_T")

@@ -148,3 +148,28 @@ def test_paths_that_are_not_utf_8_can_be_in_a_manifest() -> None:
     one = manifest(training={"data": os.fsdecode(b"/caf\xe9")})
     assert one.to_json().encode()
     assert Manifest.from_json(one.to_json(), "here") == one
+
+
+OLDER = [
+    pytest.param({"epochs": 3, "classifier": None}, ("trained", "network"), id="trained"),
+    pytest.param({"classifier": "svm"}, ("trained", "svm"), id="a classical head"),
+    pytest.param({"pretrained": "efficientnet_lite0", "weights": "imagenet"}, ("published", "network"), id="published"),
+    pytest.param({"adopted": "theirs.onnx", "sha256": "00"}, ("adopted", "network"), id="adopted"),
+]
+
+
+@pytest.mark.parametrize(("training", "expected"), OLDER)
+def test_an_older_manifest_tells_its_origin_and_head_by_its_training(
+    training: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    values = json.loads(manifest(training=training).to_json())
+    del values["origin"], values["head"]
+    read = Manifest.from_json(json.dumps(values), "a test")
+    assert (read.origin, read.head) == expected
+    assert Manifest.from_json(read.to_json(), "a test") == read
+
+
+@pytest.mark.parametrize("field", ["origin", "head"])
+def test_an_origin_and_a_head_are_known_ones(field: str) -> None:
+    with pytest.raises(RunError, match=f"manifest {field} 'magic': expected one of"):
+        manifest(**{field: "magic"})

@@ -102,14 +102,14 @@ class Work:
         """Those asked for, less what only TensorRT reads where it cannot run the graph."""
         if not needs_onnx_runtime(onnx.load(self._file("fp32"))):
             return self.options.precisions
-        classifier = self.manifest.training.get("classifier", "model.onnx")
+        trees = MODEL_FILES["fp32"] if self.manifest.head == "network" else self.manifest.head
         if self.options.engine:
             raise OptionError(
-                f"--engine: TensorRT cannot run the trees of {classifier}; ONNX Runtime can. For an engine train "
+                f"--engine: TensorRT cannot run the trees of {trees}; ONNX Runtime can. For an engine train "
                 "with --classifier svm or logistic"
             )
         if "int8" in self.options.precisions:
-            self.progress.on_step(f"no {MODEL_FILES['int8']}: it is for TensorRT, which cannot run {classifier}")
+            self.progress.on_step(f"no {MODEL_FILES['int8']}: it is for TensorRT, which cannot run {trees}")
         return tuple(precision for precision in self.options.precisions if precision != "int8")
 
     def _file(self, precision: Precision) -> Path:
@@ -120,7 +120,7 @@ class Work:
 
     def _write_fp32(self) -> Parity:
         file = self._file("fp32")
-        if "adopted" in self.manifest.training:
+        if self.manifest.origin == "adopted":
             self.progress.on_step(f"fp32: {file.name}, as it was adopted")
             if sha256_of(self.run.path(file.name)) != self.run.manifest.files.get(file.name):
                 raise RunError(

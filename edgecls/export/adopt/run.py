@@ -88,6 +88,7 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         preprocessing,
         f"adopted/{options.file.stem}",
         label_ids=labels.ids,
+        origin="adopted",
         training={"adopted": options.file.name, "sha256": digest},
         metrics={"parameters": _n_parameters(merged.model)},
     )

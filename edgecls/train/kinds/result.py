@@ -111,7 +111,8 @@ def complete(
         "checkpoint": CHECKPOINT,
         **{name: recipe[name] for name in ("versions", "device", "threads", "seconds")},
     }
-    manifest = Manifest(start.dataset.labels, start.preprocessing, start.network.model, training=training)
+    head = options.source.classifier or "network"
+    manifest = Manifest(start.dataset.labels, start.preprocessing, start.network.model, head=head, training=training)
     run.record(manifest)
     measured = measure(run, decoded, resolved_device(options.machine))
     result = replace(

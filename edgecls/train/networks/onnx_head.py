@@ -77,8 +77,7 @@ def attach_classical_head(classifier: PixelClassifier, run: Run) -> None:
     Raises:
         RunError: the run should have one and has not, or it is damaged.
     """
-    named = run.manifest.training.get("classifier")
-    if run.path(HEAD).exists() or named not in (None, "logistic"):
+    if run.path(HEAD).exists() or run.manifest.head not in ("network", "logistic"):
         width = classifier.last_linear.in_features
         set_last_layer(classifier, OnnxHead.read(run.path(HEAD), width, classifier.n_classes))
 

@@ -82,6 +82,7 @@ def pretrained(options: PretrainedOptions) -> PretrainedResult:
         preprocessing,
         options.model,
         label_ids=labels.ids,
+        origin="published",
         training={"pretrained": options.model, "weights": weights, "torch": torch.__version__},
         metrics={"parameters": n_parameters},
     )
