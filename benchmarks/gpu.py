@@ -207,7 +207,7 @@ def write_int8_models(fp32: Path, manifest: Manifest, folder: Path) -> dict[str,
 
     from edgecls.calibration.ranges import calibrate
     from edgecls.calibration.sample import CalibrationImage, CalibrationSet
-    from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
+    from edgecls.export.graphs.int8 import QUANTIZED_OPS, int8_of
 
     images = []
     for index, picture in enumerate(pictures(8, manifest.preprocessing.size_hw[0])):
@@ -218,8 +218,8 @@ def write_int8_models(fp32: Path, manifest: Manifest, folder: Path) -> dict[str,
     chosen = CalibrationSet(tuple(images), "drawn", len(images))
     calibration = calibrate(graph, chosen, manifest.preprocessing, QUANTIZED_OPS)
     files = {"int8": folder / "model.int8.onnx", "int8-cpu": folder / "model.int8-cpu.onnx"}
-    write_int8(graph, calibration, "int8", replace(manifest, precision="int8"), files["int8"])
-    write_int8(graph, calibration, "int8-cpu", replace(manifest, precision="int8-cpu"), files["int8-cpu"])
+    onnx.save(int8_of(graph, calibration, "int8", replace(manifest, precision="int8")), files["int8"])
+    onnx.save(int8_of(graph, calibration, "int8-cpu", replace(manifest, precision="int8-cpu")), files["int8-cpu"])
     return files
 
 

@@ -17,7 +17,7 @@ TORCH = ("torch", "torchvision", "lightning", "timm")
 NEEDS_TORCH = (
     "edgecls.train",
     "edgecls.export.onnx",
-    "edgecls.export.work",
+    "edgecls.export.convert",
     "edgecls.tables.train",
     "edgecls.export.run",
     "edgecls.demo",

@@ -11,12 +11,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+import onnx
+
+from edgecls.export.calibrate import Calibrator
+from edgecls.export.convert import precisions_of, write_fp16, write_fp32
 from edgecls.export.data import ExportData
 from edgecls.export.engine import build_engine, check_target
-from edgecls.export.options import ExportOptions
+from edgecls.export.job import Job
+from edgecls.export.judge.float16 import Overflow
+from edgecls.export.judge.measure import Logits
+from edgecls.export.options import FLAVOURS, ExportOptions
+from edgecls.export.quantise import float16_overflows, quantise
+from edgecls.export.report import Written, report
 from edgecls.export.result import ExportResult, MembersResult
 from edgecls.export.staging import commit, commit_report, staging
-from edgecls.export.work import Work
+from edgecls.manifest import Precision
 from edgecls.progress import Progress
 from edgecls.runs import (
     ENGINES,
@@ -45,8 +54,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         check_target(options.builder)
     data = ExportData.of(run, options)
     with staging(run) as staged:
-        work = Work(run, options, data, staged, progress)
-        result = work.result(started)
+        job = Job.of(run, options, data, staged, progress)
+        result = report(job, _write(job), started)
         write_json(staged / EXPORT, result.to_json())
         gone = commit(staged, run, result.precisions["fp32"].temperature)
     if gone:
@@ -57,6 +66,25 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         result = replace(result, engine=engine, seconds=time.perf_counter() - started)
         commit_report(result.to_json(), run)
     return result
+
+
+def _write(job: Job) -> Written:
+    """The files, each from the one before: FP32, FP16, INT8."""
+    # first: what is wrong with the calibration images is known in a second
+    calibrator = Calibrator.of(job) if job.options.int8 else None
+    chosen = calibrator.chosen if calibrator else None
+    parity, precisions = write_fp32(job), precisions_of(job)
+    logits: dict[Precision, Logits] = {"fp32": job.answers("fp32", job.file("fp32"))}
+    overflowing: tuple[Overflow, ...] = ()
+    if "fp16" in precisions:
+        overflowing = float16_overflows(job, onnx.load(job.file("fp32")), chosen)
+        write_fp16(job)
+        logits["fp16"] = job.answers("fp16", job.file("fp16"))
+    if calibrator is None:
+        return Written(parity, logits, overflowing)
+    flavours = [flavour for flavour in FLAVOURS if flavour in precisions]
+    int8, answered = quantise(job, calibrator, flavours, logits["fp32"], overflowing)
+    return Written(parity, {**logits, **answered}, overflowing, chosen, int8)
 
 
 def export_members(

@@ -20,7 +20,7 @@ from edgecls.calibration.ranges import Calibration, calibrate, network_sha256
 from edgecls.calibration.sample import CalibrationSet, choose_calibration_set
 from edgecls.datasets import ClassNames, Dataset, read_split
 from edgecls.errors import DatasetError, ExportError, OptionError
-from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
+from edgecls.export.graphs.int8 import QUANTIZED_OPS, int8_of
 from edgecls.runs import Run, sha256_of
 from tests.conftest import draw, write_class_folders, write_image
 
@@ -292,7 +292,7 @@ def test_a_calibration_of_another_network_is_refused(run: Run, graph: onnx.Model
     other.CopyFrom(graph)
     other.graph.node[0].name = "renamed"
     with pytest.raises(ExportError, match="taken from another network"):
-        write_int8(other, calibration, "int8", run.manifest, tmp_path / "out.onnx")
+        onnx.save(int8_of(other, calibration, "int8", run.manifest), tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
 
 

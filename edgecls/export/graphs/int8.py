@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +25,6 @@ from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import HEAD_PREFIX, PIXEL_SCALE, embed_manifest
 from edgecls.export.options import Flavour
 from edgecls.manifest import Manifest
-from edgecls.runs import atomic_path
 
 # Where the time goes. TensorRT fuses a convolution with the activation behind it if nothing stands between them, so
 # for it only the inputs of these are quantised. (With Q/DQ between the two, symmetric int8 lost 1.3 points on cats and
@@ -58,21 +56,20 @@ class _Quantizer(QDQQuantizer):  # type: ignore[misc]
             super().quantize_output_same_as_input(output_name, input_name, node_name)
 
 
-def write_int8(
+def int8_of(
     graph: onnx.ModelProto,
     calibration: Calibration,
     flavour: Flavour,
     manifest: Manifest,
-    out: Path,
     given_back: Collection[str] = (),
-) -> None:
-    """Write the INT8 graph of a float32 graph, atomically.
+) -> onnx.ModelProto:
+    """The INT8 model of a float32 graph.
 
     Args:
         graph: the float32 graph that was calibrated.
         flavour: `int8` for TensorRT (symmetric int8 activations, the rest in float16), `int8-cpu` for CPUs (uint8
             activations, the rest in float32).
-        manifest: goes into the file.
+        manifest: goes into the metadata.
         given_back: names of layers that stay float, of those that `layers` lists.
 
     Raises:
@@ -82,8 +79,7 @@ def write_int8(
         raise ExportError("the calibration was taken from another network; run edgecls export --int8 again")
     quantised = quantized(half(graph) if flavour == "int8" else graph, calibration, flavour, given_back)
     embed_manifest(quantised, manifest)
-    with atomic_path(out) as partial:
-        onnx.save(quantised, partial)
+    return quantised
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is beyond float16 becomes infinite, and the gate says so

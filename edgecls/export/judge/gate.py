@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgecls.calibration.ranges import Calibration
 from edgecls.export.graphs.equalise import equalised
 from edgecls.export.graphs.int8 import layers, quantized
+from edgecls.export.judge.measure import Logits
 from edgecls.export.options import FLAVOURS, Flavour, GateOptions
 from edgecls.images import Pixels
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
@@ -53,6 +54,17 @@ class Int8:
         return tuple(each.layer for each in self.given_back[flavour])
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What one INT8 model answers to the validation images, (n, n_classes), and the share of top-1 that it loses."""
+
+    logits: Logits
+    drop: float
+
+
+Judge = Callable[[Int8, Flavour], Judged]
+
+
 def noise(graph: onnx.ModelProto, calibration: Calibration, probe: Pixels) -> float:
     """Mean squared error of the INT8 logits as a share of their variance: 0 is perfect, 1 is as good as chance."""
     expected = _logits(graph, probe)
@@ -62,18 +74,17 @@ def noise(graph: onnx.ModelProto, calibration: Calibration, probe: Pixels) -> fl
 def meet_gate(
     int8: Int8,
     gate: GateOptions,
-    drop_of: Callable[[Int8, Flavour], float],
+    judge: Judge,
     recalibrated: Callable[[onnx.ModelProto], Calibration],
     probe: Pixels,
     *,
     flavours: Sequence[Flavour] = FLAVOURS,
     on_step: Callable[[str], None] = lambda line: None,
-) -> Int8:
+) -> tuple[Int8, dict[Flavour, Judged]]:
     """Make INT8 lose no more than the gate allows: as it is, else equalised, else with layers given back to float.
 
     Args:
-        drop_of: writes one graph and gives the share of top-1 that it loses on the validation images. For each flavour
-            the last one that is written is the one returned.
+        judge: what one graph answers and loses.
         recalibrated: the calibration of another form of the graph, on the same images.
         probe: (n, h, w, 3) uint8 calibration images by which layers are ranked. Not validation images: the
             ranking must not learn from what it is judged on.
@@ -81,81 +92,71 @@ def meet_gate(
         on_step: called with a line before what takes long.
 
     Returns:
-        The INT8 of which each flavour passes, or is the best that was found within its share of the time budget.
+        The INT8 of which each flavour passes, or is the best that was found within its share of the time budget; and
+        how each of its flavours was judged.
     """
     ends = time.monotonic() + gate.time_budget
-    drops = {flavour: drop_of(int8, flavour) for flavour in flavours}
-    if all(map(gate.allows, drops.values())):
-        return int8
-    worst = f"{100 * max(drops.values()):.2f} points of top-1, {gate.max_drop:g} are allowed"
+    judged = {flavour: judge(int8, flavour) for flavour in flavours}
+    if all(gate.allows(each.drop) for each in judged.values()):
+        return int8, judged
+    worst = f"{100 * _worst(judged):.2f} points of top-1, {gate.max_drop:g} are allowed"
     on_step(f"int8 loses {worst}: trying equalised channels")
-    int8, drops = _equalised_where_it_helps(int8, drops, drop_of, recalibrated, probe, on_step)
-    failing = [flavour for flavour in flavours if not gate.allows(drops[flavour])]
+    equal = _equalised(int8, recalibrated, probe)
+    if equal is not None:
+        equal_judged = {flavour: judge(equal, flavour) for flavour in flavours}
+        if _worst(equal_judged) <= _worst(judged):
+            on_step(equal.notes[-1])
+            int8, judged = equal, equal_judged
+        else:
+            on_step(f"channels equalised: not kept, {100 * _worst(equal_judged):.2f} points are lost by it")
+    failing = [flavour for flavour in flavours if not gate.allows(judged[flavour].drop)]
     if not failing:
-        return int8
+        return int8, judged
     on_step(f"ranking {len(layers(int8.graph))} layers by what each costs alone")
     ranking = sorted(_layer_errors(int8, probe, ends - gate.time_budget / 2), key=lambda each: -each.error)
     for number, flavour in enumerate(failing):
         now = time.monotonic()
         deadline = now + (ends - now) / (len(failing) - number)  # the others get as much
-        int8 = _with_layers_given_back(int8, flavour, drops[flavour], ranking, gate, drop_of, deadline, on_step)
-    return int8
+        int8, judged[flavour] = _with_layers_given_back(
+            int8, flavour, judged[flavour], ranking, gate, judge, deadline, on_step
+        )
+    return int8, judged
 
 
-def _equalised_where_it_helps(
-    int8: Int8,
-    drops: dict[Flavour, float],
-    drop_of: Callable[[Int8, Flavour], float],
-    recalibrated: Callable[[onnx.ModelProto], Calibration],
-    probe: Pixels,
-    on_step: Callable[[str], None],
-) -> tuple[Int8, dict[Flavour, float]]:
-    """The equalised form and its drops; what was given where there is none, or where its worst drop is larger."""
-    equal = _equalised(int8, recalibrated, probe)
-    if equal is None:
-        return int8, drops
-    equal_drops = {flavour: drop_of(equal, flavour) for flavour in drops}
-    if max(equal_drops.values()) <= max(drops.values()):
-        on_step(equal.notes[-1])
-        return equal, equal_drops
-    on_step(f"channels equalised: not kept, {100 * max(equal_drops.values()):.2f} points are lost by it")
-    return int8, {flavour: drop_of(int8, flavour) for flavour in drops}
+def _worst(judged: Mapping[Flavour, Judged]) -> float:
+    return max(each.drop for each in judged.values())
 
 
 def _with_layers_given_back(
     int8: Int8,
     flavour: Flavour,
-    drop: float,
+    judged: Judged,
     ranking: Sequence[LayerError],
     gate: GateOptions,
-    drop_of: Callable[[Int8, Flavour], float],
+    judge: Judge,
     deadline: float,
     on_step: Callable[[str], None],
-) -> Int8:
+) -> tuple[Int8, Judged]:
     """One flavour with as many layers float as the gate asks for; the best that was tried where none passes."""
 
     def with_float(given: tuple[LayerError, ...]) -> Int8:
         return replace(int8, given_back={**int8.given_back, flavour: given})
 
-    least = drop
     best: tuple[LayerError, ...] = ()
     given: tuple[LayerError, ...] = ()
-    why = "every ranked layer is float"
     for layer in ranking:
         if time.monotonic() > deadline:
             break
         given = (*given, layer)
-        drop = drop_of(with_float(given), flavour)
-        on_step(f"{flavour}: {layer.layer} back to float, drop now {100 * drop:+.2f} points")
-        if gate.allows(drop):
-            return with_float(given)
-        if drop < least:
-            least, best = drop, given
-    if time.monotonic() > deadline:
-        why = f"its share of the {gate.time_budget:g} s is over"
-    if best != given:
-        drop_of(with_float(best), flavour)  # so that this is the one that is written
-    return replace(with_float(best), notes=(*int8.notes, f"{flavour}: gave up, {why}"))
+        found = judge(with_float(given), flavour)
+        on_step(f"{flavour}: {layer.layer} back to float, drop now {100 * found.drop:+.2f} points")
+        if gate.allows(found.drop):
+            return with_float(given), found
+        if found.drop < judged.drop:
+            judged, best = found, given
+    is_late = time.monotonic() > deadline
+    why = f"its share of the {gate.time_budget:g} s is over" if is_late else "every ranked layer is float"
+    return replace(with_float(best), notes=(*int8.notes, f"{flavour}: gave up, {why}")), judged
 
 
 def _equalised(int8: Int8, recalibrated: Callable[[onnx.ModelProto], Calibration], probe: Pixels) -> Int8 | None:

@@ -21,12 +21,15 @@ from edgecls.calibration.options import SampleOptions
 from edgecls.cli import app
 from edgecls.errors import ExportError
 from edgecls.export.graphs.fp16 import half
+from edgecls.export.job import Job
 from edgecls.export.judge.float16 import halves, overflows, ranges_of
+from edgecls.export.judge.measure import Logits
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.options import ExportOptions, GateOptions
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
 from edgecls.golden import Golden
+from edgecls.manifest import Precision
 from edgecls.runs import MODEL_FILES, Run
 from edgecls.runtime.backends.export_record import ExportRecord
 
@@ -93,16 +96,15 @@ def test_a_network_that_fits_float16_is_not_suspected(exported_run: Path) -> Non
 def test_a_file_whose_answers_are_not_finite_misses_the_gate_and_the_others_are_written(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgecls.export import work as export_work
-
-    def broken(self: export_work.Work, precision: str) -> None:
-        answer(self, precision)
+    def broken(self: Job, precision: Precision, model: Path | bytes) -> Logits:
+        logits = answers(self, precision, model)
         if precision == "int8":
-            self.logits["int8"][::2, 1] = np.nan
-            self.logits["int8"][1::2] = np.inf
+            logits[::2, 1] = np.nan
+            logits[1::2] = np.inf
+        return logits
 
-    answer = export_work.Work._answer
-    monkeypatch.setattr(export_work.Work, "_answer", broken)
+    answers = Job.answers
+    monkeypatch.setattr(Job, "answers", broken)
     result = export(
         ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=GateOptions(1, min_speedup=0, time_budget=0))
     )

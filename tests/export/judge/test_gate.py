@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from edgecls.calibration.options import SampleOptions
 from edgecls.cli import app
 from edgecls.errors import DatasetError, OptionError, RunError
-from edgecls.export import work as export_work
+from edgecls.export import calibrate as export_calibrate
+from edgecls.export import report as export_report
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verify import verify
 from edgecls.export.options import ExportOptions, GateOptions
@@ -78,7 +79,7 @@ def test_where_a_network_is_noisy_by_the_default_method_the_best_of_all_is_taken
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noises = {"mse": 0.5, "minmax": 0.3, "percentile": 0.01, "entropy": 0.4}
-    monkeypatch.setattr(export_work, "noise", lambda graph, calibration, probe: noises[calibration.method])
+    monkeypatch.setattr(export_calibrate, "noise", lambda graph, calibration, probe: noises[calibration.method])
     lines: list[str] = []
     options = ExportOptions(str(run.folder), int8=True, sample=SAMPLE, gate=ANYTHING)
     assert export(options, Progress(lines.append)).method == "percentile"
@@ -196,7 +197,7 @@ def test_a_damaged_export_report_is_an_error_not_fp32(run: Run) -> None:
 def test_few_images_and_many_changed_answers_are_called_so(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_work, "_MANY_CHANGED", -1.0)  # FP16 changes none: now none is many
+    monkeypatch.setattr(export_report, "_MANY_CHANGED", -1.0)  # FP16 changes none: now none is many
     folder = tmp_path / "one"
     write_image(folder / "checks" / "1.png", draw("checks", 1))
     result = export(ExportOptions(str(run.folder), fp16=True, validation=folder, gate=ANYTHING))
@@ -351,7 +352,7 @@ def test_published_weights_are_exported_gated_and_predicted(
     refused = CliRunner().invoke(app, ["export", "run", "--int8"])
     assert refused.exit_code == 1
     assert "--validation DIR|CSV" in refused.output
-    monkeypatch.setattr(export_work, "N_PROBE", 2)
+    monkeypatch.setattr(export_calibrate, "N_PROBE", 2)
     result: ExportResult = export(
         ExportOptions("run", int8=True, sample=SampleOptions(source=calibration), validation=photos, gate=ANYTHING)
     )

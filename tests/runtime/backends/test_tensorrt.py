@@ -17,7 +17,7 @@ from edgecls.calibration.ranges import calibrate
 from edgecls.calibration.sample import CalibrationImage, CalibrationSet
 from edgecls.export.engine import build_engine
 from edgecls.export.graphs.fp16 import fp16_from_onnx
-from edgecls.export.graphs.int8 import QUANTIZED_OPS, write_int8
+from edgecls.export.graphs.int8 import QUANTIZED_OPS, int8_of
 from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.export.options import EngineOptions
 from edgecls.manifest import Manifest
@@ -65,8 +65,8 @@ def test_every_family_builds_and_answers_in_int8_and_some_in_every_precision(fam
     chosen = CalibrationSet(tuple(CalibrationImage(str(path), "") for path in paths), "drawn", 8)
     graph = onnx.load(fp32)
     calibration = calibrate(graph, chosen, manifest.preprocessing, QUANTIZED_OPS)
-    write_int8(graph, calibration, "int8", replace(manifest, precision="int8"), int8)
-    write_int8(graph, calibration, "int8-cpu", replace(manifest, precision="int8-cpu"), int8_cpu)
+    onnx.save(int8_of(graph, calibration, "int8", replace(manifest, precision="int8")), int8)
+    onnx.save(int8_of(graph, calibration, "int8-cpu", replace(manifest, precision="int8-cpu")), int8_cpu)
     pixels = np.stack([draw("stripes", seed, SIZE) for seed in range(4)])
     expected = answers(fp32, pixels)
     for file, allowed in ((fp16, 0.02), (int8, 0.3), (int8_cpu, 0.3)):
