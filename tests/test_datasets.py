@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecls.datasets import (
-    ClassNames,
-    LabelledImage,
-    open_dataset,
-    read_labelled,
-    read_split,
-    stratified_sample,
-    stratified_split,
-    write_split,
-)
+from edgecls.datasets import ClassNames, open_dataset, read_labelled, read_split, write_split
 from edgecls.errors import DatasetError
+from edgecls.labelled import LabelledImage, stratified_sample, stratified_split
 
 
 def touch(root: Path, *names: str) -> Path:

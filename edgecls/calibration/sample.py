@@ -10,9 +10,10 @@ from typing import Final
 
 from edgecls import images
 from edgecls.calibration.options import SampleOptions
-from edgecls.datasets import ClassNames, LabelledImage, read_label_rows, stratified_sample
+from edgecls.datasets import ClassNames, read_label_rows
 from edgecls.errors import DatasetError, ImageError, some
 from edgecls.images import find_images, natural_key
+from edgecls.labelled import LabelledImage, stratified_sample
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import n_cores, prefetch
 
@@ -93,24 +94,19 @@ def choose_calibration_set(
             "Give some that look like the device's: --calibration DIR|CSV"
         )
     drawn = stratified_sample(candidates, options.n_images, options.seed)
-    digests: dict[LabelledImage, str] = {}
-    left_out: dict[str, str] = {}
-    for image, (digest, reason) in zip(drawn, _hashed([image.path for image in drawn], preprocessing), strict=True):
-        if reason:
-            left_out[str(image.path)] = reason
-        else:
-            digests[image] = digest
+    hashed = dict(zip(drawn, _hashed([image.path for image in drawn], preprocessing), strict=True))
+    left_out = {str(image.path): reason for image, (_, reason) in hashed.items() if reason}
+    digests = {image: digest for image, (digest, reason) in hashed.items() if not reason}
     overlapping = _overlapping(digests, held_out)
-    if overlapping and options.source and not options.allow_overlap:
-        raise DatasetError(
-            f"{source}: {len(overlapping)} calibration images are validation or test images too (same content), "
-            f"first {overlapping[0].path}; accuracy measured on those would flatter. Remove them, or use "
-            "--allow-overlap"
-        )
     if overlapping and not options.allow_overlap:
-        for image in overlapping:
-            del digests[image]
-            left_out[str(image.path)] = "a validation or test image has the same content"
+        if options.source:
+            raise DatasetError(
+                f"{source}: {len(overlapping)} calibration images are validation or test images too (same content), "
+                f"first {overlapping[0].path}; accuracy measured on those would flatter. Remove them, or use "
+                "--allow-overlap"
+            )
+        left_out |= {str(image.path): "a validation or test image has the same content" for image in overlapping}
+        digests = {image: digest for image, digest in digests.items() if image not in set(overlapping)}
         overlapping = []
     if not digests:
         path, reason = next(iter(left_out.items()))

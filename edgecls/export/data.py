@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgecls import metrics
-from edgecls.datasets import ClassNames, LabelledImage, read_labelled, read_split
+from edgecls.datasets import ClassNames, read_labelled, read_split
 from edgecls.errors import DatasetError, EdgeclsError, RunError
 from edgecls.export.options import ExportOptions
 from edgecls.golden import Golden
+from edgecls.labelled import LabelledImage
 from edgecls.manifest import Manifest
 from edgecls.runs import (
     MODEL_FILES,

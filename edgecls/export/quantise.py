@@ -11,7 +11,6 @@ from typing import Final
 import onnx
 
 from edgecls.calibration.sample import CalibrationSet
-from edgecls.datasets import LabelledImage, stratified_sample
 from edgecls.export.calibrate import Calibrator
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.int8 import int8_of
@@ -20,6 +19,7 @@ from edgecls.export.judge.float16 import Overflow, halves, overflows, ranges_of
 from edgecls.export.judge.gate import Int8, Judged, meet_gate
 from edgecls.export.judge.measure import Logits, pixels_of
 from edgecls.export.options import FLAVOURS, Flavour
+from edgecls.labelled import LabelledImage, stratified_sample
 from edgecls.manifest import Precision
 from edgecls.runs import CALIBRATION, atomic_path
 

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgecls.errors import RunError
-from edgecls.pending import publish
-from edgecls.runs import EXPORT, MANIFEST, MODEL_FILES, Run, hashes_of, remove_leftovers, write_json, write_text
+from edgecls.runs import (
+    EXPORT,
+    MANIFEST,
+    MODEL_FILES,
+    Run,
+    hashes_of,
+    publish,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 _OF_OLDER_VERSIONS: Final = ".export-*"
 

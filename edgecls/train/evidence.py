@@ -12,9 +12,10 @@ from typing import Final
 import numpy as np
 
 from edgecls import metrics
-from edgecls.datasets import LabelledImage, targets_of
+from edgecls.datasets import targets_of
 from edgecls.errors import RunError, some
 from edgecls.golden import Golden
+from edgecls.labelled import LabelledImage
 from edgecls.manifest import Manifest
 from edgecls.names import one_form
 from edgecls.runs import CHECKPOINT, GOLDEN, METRICS, SPLIT, Run, read_json, sha256_of

@@ -6,8 +6,9 @@ import shutil
 import time
 from pathlib import Path
 
-from edgecls.datasets import SPLITS, Dataset, read_split
+from edgecls.datasets import Dataset, read_split
 from edgecls.errors import EdgeclsError, RunError
+from edgecls.labelled import SPLITS
 from edgecls.runs import (
     RECIPE,
     RESUME,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgecls import pending
+from edgecls import runs as pending
 from edgecls.errors import RunError
 from edgecls.export.staging import commit, commit_report, staging
 from edgecls.runs import EXPORT, MANIFEST, MODEL_FILES, Run, find_run, hashes_of, sha256_of, write_json

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecls import images
-from edgecls.datasets import LabelledImage
 from edgecls.errors import ImageError
 from edgecls.export.judge.float16 import LARGEST, Overflow
 from edgecls.export.judge.parity import Parity
 from edgecls.images import Pixels
+from edgecls.labelled import LabelledImage
 from edgecls.manifest import Precision, Preprocessing
 from edgecls.metrics import PairedDifference
 from edgecls.prefetch import batches, n_cores, prefetch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import math
@@ -12,19 +11,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, TextIO, cast, get_args
+from typing import Any, BinaryIO, Protocol, TextIO, cast, get_args
 
-from edgecls.errors import MissingExtra, OptionError, RunError
+from edgecls.errors import OptionError, RunError
 from edgecls.runs import atomic_path, write_json
 from edgecls.runtime.options import Format, RowsOptions
+from edgecls.runtime.output.columns import columns, row
+from edgecls.runtime.output.parquet import ParquetRows
 from edgecls.runtime.prediction import Prediction, Status
 
 try:
     import fcntl
 except ImportError:  # Windows locks files in another way, and this is a second line of defence
     fcntl = None  # type: ignore[assignment]
-
-_PARQUET_ROWS: Final = 10_000  # a row group: what is in memory before it is written
 
 
 class Rows(Protocol):
@@ -45,36 +44,6 @@ def partial_of(out: Path) -> Path:
     """Where rows are until the last one is written."""
     out = out.resolve()
     return out.with_name(f"{out.name}.partial")
-
-
-def columns(top_k: int, members: Sequence[str] = ()) -> list[str]:
-    """Names of the columns, in order."""
-    runners_up = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
-    votes = ["agreement", "entropy", *members] if members else []
-    return ["path", "status", "label", "probability", "reason", *runners_up, *votes]
-
-
-def row(prediction: Prediction, members: Sequence[str] = ()) -> dict[str, Any]:
-    """A prediction by column name; probabilities are rounded to six digits, None for an error."""
-    values: dict[str, Any] = {
-        "path": prediction.path,
-        "status": prediction.status,
-        "label": prediction.label or None,
-        "probability": _rounded(prediction.probability),
-        "reason": prediction.reason or None,
-    }
-    for rank, (label, probability) in enumerate(prediction.top[1:], start=2):
-        values[f"label_{rank}"] = label
-        values[f"probability_{rank}"] = _rounded(probability)
-    if prediction.agreement is not None and prediction.entropy is not None:
-        values["agreement"] = _rounded(prediction.agreement)
-        values["entropy"] = _rounded(prediction.entropy)
-        values.update(zip(members, prediction.members, strict=True))
-    return values
-
-
-def _rounded(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
 
 
 @contextmanager
@@ -105,7 +74,7 @@ def open_rows(
         return
     out = options.file.resolve()  # a link is written through, not replaced
     if options.kind == "parquet":
-        with atomic_path(out) as partial, _ParquetRows(partial, names, members) as rows:
+        with atomic_path(out) as partial, ParquetRows(partial, names, members) as rows:
             yield rows
         return
     with _RowFile(out, options, names, members, dict(made_by or {})) as kept_rows:
@@ -381,45 +350,3 @@ def _prediction(values: Mapping[str, Any], members: Sequence[str]) -> Prediction
 
 def _number(value: Any) -> float:
     return float(value) if value not in ("", None) else math.nan
-
-
-class _ParquetRows:
-    """Rows as a Parquet table, a row group at a time."""
-
-    def __init__(self, file: Path, names: Sequence[str], members: Sequence[str]) -> None:
-        try:
-            self._arrow: Any = importlib.import_module("pyarrow")
-            parquet = importlib.import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise MissingExtra("--format parquet", "parquet") from error
-        numeric = ("probability", "agreement", "entropy")
-        kinds = {n: self._arrow.float64() if n.partition("_")[0] in numeric else self._arrow.string() for n in names}
-        kinds.update(dict.fromkeys(members, self._arrow.string()))
-        self._schema = self._arrow.schema(list(kinds.items()))
-        self._members = members
-        self._waiting: list[dict[str, Any]] = []
-        self._writer = parquet.ParquetWriter(file, self._schema)
-
-    def kept(self) -> Iterator[Prediction]:
-        return iter(())
-
-    def write(self, prediction: Prediction) -> None:
-        values = row(prediction, self._members)
-        values["path"] = prediction.path.encode(errors="backslashreplace").decode()  # Parquet is Unicode
-        self._waiting.append(values)
-        if len(self._waiting) == _PARQUET_ROWS:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        self._writer.write_table(self._arrow.Table.from_pylist(self._waiting, schema=self._schema))
-        self._waiting = []
-
-    def flush(self) -> None: ...
-
-    def __enter__(self) -> _ParquetRows:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None and self._waiting:
-            self._write_group()
-        self._writer.close()

@@ -9,7 +9,8 @@ import torch
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.gridspec import GridSpec
 
-from edgecls.datasets import Dataset, stratified_sample
+from edgecls.datasets import Dataset
+from edgecls.labelled import stratified_sample
 from edgecls.runs import atomic_path
 from edgecls.train.data.augment import Augmentation
 from edgecls.train.data.batches import Inputs, generator_of

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from edgecls import images
-from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split
+from edgecls.datasets import Dataset
 from edgecls.errors import ImageError, TrainingError
+from edgecls.labelled import SPLITS, LabelledImage, Split
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import n_cores, prefetch
 from edgecls.train.data.batches import Inputs

@@ -10,8 +10,9 @@ from typing import Final
 import numpy as np
 
 from edgecls import images
-from edgecls.datasets import Dataset, stratified_sample
+from edgecls.datasets import Dataset
 from edgecls.errors import ImageError
+from edgecls.labelled import stratified_sample
 from edgecls.manifest import Preprocessing
 
 UNEVEN: Final = 5.0  # the largest class has so many times the images of the smallest, or more

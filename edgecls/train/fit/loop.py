@@ -28,7 +28,7 @@ from edgecls.train.fit.lookahead import Lookahead
 from edgecls.train.fit.losses import Loss
 from edgecls.train.fit.optimizers import OptimizerOptions, make_optimizer, make_plateau, make_schedulers
 from edgecls.train.fit.pace import Pace
-from edgecls.train.fit.recorder import Recorder, without_improvement
+from edgecls.train.fit.recorder import KEPT, Recorder, kept_progress, without_improvement
 from edgecls.train.fit.scores import Counts, Sums, Validated
 from edgecls.train.machine import lightning_precision, resolved_device
 from edgecls.train.networks.checkpoint import write_tensors
@@ -37,7 +37,6 @@ from edgecls.train.networks.stages import set_training_mode
 from edgecls.train.options import MachineOptions
 from edgecls.train.progress import Epoch, PhaseName, Progress
 
-_KEPT: Final = "edgecls"  # our part of Lightning's checkpoint
 _SAVING_SHARE: Final = 0.05  # of the time may go into checkpoints to resume from
 
 Logits = Callable[[PixelClassifier, Tensor], Tensor]  # a batch of inputs -> (n, n_classes)
@@ -259,17 +258,17 @@ class Training(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         plateau = self.plateau.state_dict() if self.plateau else {}
         slow = self.lookahead.slow if self.lookahead else ()
-        checkpoint[_KEPT] = {
+        checkpoint[KEPT] = {
             "phase": self.phase.name, "epochs": self.recorder.rows(), "plateau": plateau, "slow": slow,
             "pace": [self.phase.pace.epochs, *self.phase.pace.ends],
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.recorder.restore(checkpoint[_KEPT]["epochs"])
-        self.kept_plateau = checkpoint[_KEPT]["plateau"]
-        self.phase.pace.epochs, *self.phase.pace.ends = checkpoint[_KEPT]["pace"]
+        self.recorder.restore(checkpoint[KEPT]["epochs"])
+        self.kept_plateau = checkpoint[KEPT]["plateau"]
+        self.phase.pace.epochs, *self.phase.pace.ends = checkpoint[KEPT]["pace"]
         if self.lookahead:
-            self.lookahead.slow = checkpoint[_KEPT]["slow"]
+            self.lookahead.slow = checkpoint[KEPT]["slow"]
 
     def configure_optimizers(self) -> Any:  # Lightning loads what was kept before this, and the optimiser's part after
         optimizer = make_optimizer(self.classifier, self.phase.optimizer, self.phase.scales)
@@ -329,7 +328,7 @@ def fit(
         callbacks.append(_Resumable(path))
     with quiet():
         trainer = make_trainer(training, callbacks, options)
-        is_midway = path is not None and path.is_file() and resumed_phase(path) == phase.name
+        is_midway = path is not None and path.is_file() and kept_progress(path)[0] == phase.name
         try:
             trainer.fit(training, *batches, ckpt_path=path if is_midway else None)
         except SystemExit as end:  # what Lightning makes of Ctrl-C, after it has set the signal to be ignored
@@ -385,26 +384,6 @@ def make_trainer(
         default_root_dir=scratch,
         plugins=[_AtomicFiles()],
     )
-
-
-def kept_progress(path: Path) -> tuple[PhaseName, dict[str, Any], dict[str, Tensor]]:
-    """What a killed run left: the name of its phase, our part of the checkpoint, and the classifier's weights.
-
-    Raises:
-        RunError: damaged, or something else.
-    """
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        prefix = "classifier."
-        state = {name.removeprefix(prefix): v for name, v in kept["state_dict"].items() if name.startswith(prefix)}
-        return kept[_KEPT]["phase"], kept[_KEPT], state
-    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors for a file that is not its own
-        raise RunError(f"{path}: cannot be resumed from ({type(error).__name__}); start the training anew") from error
-
-
-def resumed_phase(path: Path) -> str:
-    """Name of the phase in which a killed run was."""
-    return kept_progress(path)[0]
 
 
 @contextmanager

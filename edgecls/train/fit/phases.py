@@ -16,13 +16,13 @@ from edgecls.runs import CHECKPOINT, RESUME
 from edgecls.train.data.augment import Augmentation
 from edgecls.train.data.batches import Batches, Drawing
 from edgecls.train.data.pixels import Decoded
-from edgecls.train.fit.loop import LoopOptions, Phase, fit, kept_progress
+from edgecls.train.fit.loop import LoopOptions, Phase, fit
 from edgecls.train.fit.losses import Loss, Teacher, class_weights, guessing_loss
 from edgecls.train.fit.optimizers import OptimizerOptions
 from edgecls.train.fit.pace import Pace, plan
 from edgecls.train.fit.rates import find_lr
 from edgecls.train.fit.recipes import Recipe
-from edgecls.train.fit.recorder import Recorder
+from edgecls.train.fit.recorder import Recorder, kept_progress
 from edgecls.train.fit.stretch import Pictures, Stretch, stretch_of
 from edgecls.train.fit.timing import Timing, time_batches
 from edgecls.train.machine import is_out_of_memory, resolved_device

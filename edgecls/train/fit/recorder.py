@@ -7,14 +7,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from edgecls.errors import Diverged
+import torch
+from torch import Tensor
+
+from edgecls.errors import Diverged, RunError
 from edgecls.runs import CHECKPOINT, HISTORY, atomic_path
 from edgecls.train.networks.checkpoint import save_checkpoint
 from edgecls.train.networks.models import PixelClassifier
 from edgecls.train.progress import Epoch, PhaseName
 from edgecls.train.recipe_options import Monitor
+
+KEPT: Final = "edgecls"  # our part of Lightning's checkpoint
 
 
 class Recorder:
@@ -82,3 +87,18 @@ def without_improvement(epochs: Sequence[Epoch], monitor: Monitor) -> int:
         return 0
     best = max(range(len(epochs)), key=lambda index: (epochs[index].score(monitor), -index))
     return len(epochs) - 1 - best
+
+
+def kept_progress(path: Path) -> tuple[PhaseName, dict[str, Any], dict[str, Tensor]]:
+    """What a killed run left: the name of its phase, our part of the checkpoint, and the classifier's weights.
+
+    Raises:
+        RunError: damaged, or something else.
+    """
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        prefix = "classifier."
+        state = {name.removeprefix(prefix): v for name, v in kept["state_dict"].items() if name.startswith(prefix)}
+        return kept[KEPT]["phase"], kept[KEPT], state
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors for a file that is not its own
+        raise RunError(f"{path}: cannot be resumed from ({type(error).__name__}); start the training anew") from error

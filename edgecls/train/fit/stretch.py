@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgecls.datasets import Split
+from edgecls.labelled import Split
 from edgecls.train.data.batches import Drawing, Inputs
 from edgecls.train.data.mixing import Mixing
 from edgecls.train.fit.loop import Logits

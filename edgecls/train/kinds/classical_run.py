@@ -12,8 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgecls.datasets import Dataset, Split, split_rows, write_split
+from edgecls.datasets import Dataset, split_rows, write_split
 from edgecls.errors import OptionError, RunError
+from edgecls.labelled import Split
 from edgecls.metrics import Indices
 from edgecls.runs import CHECKPOINT, SPLIT, Run, find_model
 from edgecls.train.classical.head import check_answers, head_onnx, linear_head

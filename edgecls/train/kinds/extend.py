@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from edgecls import metrics
-from edgecls.datasets import SPLITS, Dataset, LabelledImage, Split, read_split
+from edgecls.datasets import Dataset, read_split
 from edgecls.errors import OptionError
 from edgecls.images import natural_key
+from edgecls.labelled import SPLITS, LabelledImage, Split
 from edgecls.options import flag_name, flags_of, flat
 from edgecls.runs import METRICS, SPLIT, Run, find_run, write_json
 from edgecls.train.data.pixels import Decoded, decode

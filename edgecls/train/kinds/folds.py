@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgecls import metrics
-from edgecls.datasets import Dataset, LabelledImage, Split, stratified_folds
+from edgecls.datasets import Dataset
 from edgecls.errors import Interrupted
+from edgecls.labelled import LabelledImage, Split, stratified_folds
 from edgecls.manifest import Preprocessing
 from edgecls.runs import ENSEMBLE, METRICS, RESUME, Run, write_json
 from edgecls.train.data.batches import Inputs

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
 from edgecls import metrics
-from edgecls.datasets import Split, stratified_sample
 from edgecls.golden import N_GOLDEN, Golden
+from edgecls.labelled import Split, stratified_sample
 from edgecls.runs import Run
 from edgecls.train.data.pixels import Decoded
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of

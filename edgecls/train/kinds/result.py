@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from edgecls.datasets import SPLITS
 from edgecls.errors import RunError
+from edgecls.labelled import SPLITS
 from edgecls.manifest import Manifest
 from edgecls.options import OPTIONS_KEY, flat
 from edgecls.runs import CHECKPOINT, MANIFEST, METRICS, RESUME, Run, read_json, write_json

@@ -8,10 +8,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgecls.datasets import SPLITS, Dataset
+from edgecls.datasets import Dataset
+from edgecls.labelled import SPLITS
 from edgecls.manifest import Preprocessing
 from edgecls.train.data.survey import Survey, survey_of
-from edgecls.train.networks.models import PixelClassifier, build, run_at_size, takes
+from edgecls.train.networks.models import PixelClassifier, build
+from edgecls.train.networks.sizes import run_at_size, takes
 from edgecls.train.options import TrainOptions
 from edgecls.train.recipe_options import SCRATCH, GeometryOptions, NetworkOptions
 

@@ -23,12 +23,12 @@ from edgecls.errors import MissingExtra, OptionError, TrainingError
 from edgecls.manifest import Interpolation, Preprocessing, Resize
 from edgecls.train.networks.efficientnet_lite import LITE, EfficientNetLite, load_imagenet_weights
 from edgecls.train.networks.scratch import DROPOUT, fully_connected, scratch_network
+from edgecls.train.networks.sizes import run_at_size
 from edgecls.train.preflight import unknown_model
 from edgecls.train.recipe_options import IMAGENET, NONE, SCRATCH, TIMM_PREFIX, NetworkOptions
 
 _INCEPTIONS: Final = ("googlenet", "inception_v3")
 _HUB_SECONDS: Final = 3.0  # in which the host of timm's weights answers, or counts as unreachable
-_LARGEST_TRIED: Final = 512  # pixels a side, to find out what is large enough
 _BACKBONE: Final = "backbone."  # prefix of PixelClassifier's state dict
 
 StateDict = Mapping[str, Tensor]
@@ -300,65 +300,6 @@ def _n_features(network: nn.Module, model: str, size_hw: tuple[int, int]) -> int
     features = run_at_size(network, torch.zeros(1, 3, *size_hw), model)
     network.train()
     return int(features.shape[1])
-
-
-def run_at_size(network: nn.Module, batch: Tensor, model: str) -> Tensor:
-    """What a network answers to (n, 3, h, w) float, or a classifier to (n, h, w, 3) uint8.
-
-    Raises:
-        OptionError: it cannot take images of that size (transformers know one; deep networks shrink small ones away).
-    """
-    try:
-        with torch.inference_mode():
-            return cast(Tensor, network(batch))
-    except Exception as error:  # networks assert, divide by zero and look for what is not there
-        height, width = _size_of(batch)
-        reason = " ".join(str(error).split())[:200].rstrip(".!") or type(error).__name__
-        smallest = _smallest(network, batch)
-        asked = f"--image-size {height if height == width else f'{height},{width}'}"
-        if smallest:
-            raise OptionError(
-                f"{asked}: too small for {model} ({reason}); each side must be {smallest} px or more"
-            ) from error
-        raise OptionError(
-            f"{asked}: {model} cannot take images of {height} x {width} px ({reason}); leave --image-size out for the "
-            "size of its weights"
-        ) from error
-
-
-def takes(network: nn.Module, batch: Tensor) -> bool:
-    """Whether a network can take images of this size."""
-    try:
-        with torch.inference_mode():
-            network(batch)
-    except Exception:
-        return False
-    return True
-
-
-def _size_of(batch: Tensor) -> tuple[int, int]:
-    height, width = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
-    return height, width
-
-
-def _smallest(network: nn.Module, batch: Tensor) -> int | None:
-    """The side that both must have for a network, or None where it is not that they are too small.
-
-    Only the network itself knows; trying costs milliseconds, and is for an error message only.
-    """
-    height, width = _size_of(batch)
-
-    def is_enough(side: int) -> bool:
-        sides = max(height, side), max(width, side)
-        is_pixels = batch.dtype == torch.uint8
-        return takes(network, batch.new_zeros((1, *sides, 3) if is_pixels else (1, 3, *sides)))
-
-    low, high = min(height, width), 2 * min(height, width)
-    while high <= _LARGEST_TRIED and not is_enough(high):
-        low, high = high, 2 * high
-    if high > _LARGEST_TRIED or not is_enough(high + high // 2):  # a network of one size may take that one only
-        return None
-    return next(side for side in range(low + 1, high + 1) if side == high or is_enough(side))
 
 
 def _last_linear(network: nn.Module) -> str:

@@ -21,7 +21,8 @@ from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import CHECKPOINT, point_latest_at, whole_run
 from edgecls.train.networks.checkpoint import load_checkpoint, logits_of, save_checkpoint
 from edgecls.train.networks.efficientnet_lite import LITE, weights_package
-from edgecls.train.networks.models import PixelClassifier, build_published, run_at_size
+from edgecls.train.networks.models import PixelClassifier, build_published
+from edgecls.train.networks.sizes import run_at_size
 from edgecls.train.options import PretrainedOptions
 from edgecls.train.recipe_options import TIMM_PREFIX
 

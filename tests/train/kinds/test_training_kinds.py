@@ -15,10 +15,11 @@ import torch
 from typer.testing import CliRunner
 
 from edgecls import cli
-from edgecls.datasets import read_split, stratified_folds
+from edgecls.datasets import read_split
 from edgecls.errors import DatasetError, MissingExtra, OptionError, RunError, TrainingError
 from edgecls.export.options import ExportOptions
 from edgecls.export.run import export
+from edgecls.labelled import stratified_folds
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, members_of
 from edgecls.runtime.options import PredictOptions
