@@ -18,12 +18,12 @@ import numpy as np
 
 from edgecls.errors import RunError
 from edgecls.images import Pixels
-from edgecls.runtime.backends.cuda import open_cuda
-from edgecls.runtime.backends.engine_file import EngineRecord, find_tensorrt, logger_of
+from edgecls.runtime.backends.engine_file import find_tensorrt
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
 from edgecls.runtime.backends.onnx_runtime import open_session
 from edgecls.runtime.backends.open_vino import compile_model
 from edgecls.runtime.backends.protocol import BackendOptions
+from edgecls.runtime.backends.tensor_rt import open_engine
 
 _N_WARM: Final = 3  # calls that are left out: they allocate
 _N_CALLS: Final = (5, 100)  # least and most that are measured
@@ -132,9 +132,8 @@ def _openvino(file: Path, options: BackendOptions, batch_size: int, seconds: flo
 
 
 def _tensorrt(file: Path, batch_size: int, seconds: float) -> Measured:
-    record, tensorrt = EngineRecord.read(file), find_tensorrt()
-    trt = tensorrt.module
-    base: Any = getattr(trt, "IProfiler", None)
+    tensorrt = find_tensorrt()
+    base: Any = getattr(tensorrt.module, "IProfiler", None)
     if base is None:
         raise RunError(f"{tensorrt} has no profiler, so the layers of {file.name} cannot be timed")
     found: list[tuple[str, str, float]] = []
@@ -146,38 +145,13 @@ def _tensorrt(file: Path, batch_size: int, seconds: float) -> Measured:
         def report_layer_time(self, layer_name: str, ms: float) -> None:
             found.append((layer_name, "", ms))
 
-    n = min(max(batch_size, record.batch.min), record.batch.max)
-    note = "" if n == batch_size else f"a batch of {n}: the engine takes {record.batch.min} to {record.batch.max}"
-    cuda = open_cuda()
-    context: Any = None
+    engine = open_engine(file)
     try:
-        runtime: Any = trt.Runtime(logger_of(trt))
-        engine: Any = runtime.deserialize_cuda_engine(file.read_bytes())
-        context = engine.create_execution_context() if engine is not None else None
-        if context is None:
-            raise RunError(f"{file}: {tensorrt} cannot load this engine; build it again with: edgecls engine RUN")
-        profiler = Profiler()  # kept: the context does not
-        context.profiler = profiler
-        images = cuda.host_array((n, *record.manifest.preprocessing.size_hw, 3), np.uint8)
-        logits = cuda.host_array((n, len(record.manifest.labels)), np.float32)
-        images[:] = noise(n, record.manifest.preprocessing.size_hw)
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        for name in names:
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            array = images if is_input else logits
-            memory = cuda.device_memory(array.nbytes)
-            context.set_tensor_address(name, memory)
-            if is_input:
-                context.set_input_shape(name, images.shape)
-                cuda.copy_in(memory, images)
-
-        def call() -> None:
-            if not context.execute_async_v3(cuda.stream):
-                raise RunError(f"{file}: {tensorrt} could not run this engine with a profiler")
-            cuda.synchronise()
-
-        times = _measure(call, seconds)
+        batch = engine.record.batch
+        n = min(max(batch_size, batch.min), batch.max)
+        note = "" if n == batch_size else f"a batch of {n}: the engine takes {batch.min} to {batch.max}"
+        pixels = noise(n, engine.record.manifest.preprocessing.size_hw)
+        times = _measure(engine.profiled(pixels, Profiler()), seconds)
         return _mean(times), note, _layers(found, len(times))
     finally:
-        context = engine = runtime = None  # before the memory that they use
-        cuda.close()
+        engine.close()
