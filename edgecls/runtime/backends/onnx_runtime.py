@@ -9,7 +9,6 @@ from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from edgecls.manifest import METADATA_KEY, Manifest, Precision
 from edgecls.processor import session_settings
 from edgecls.runs import ENGINES
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.options import Device
 from edgecls.runtime.stages import StageTimes
 
@@ -42,7 +41,7 @@ _WRONG_PASSES: Final = ("WeightBiasQuantization",)
 _WRONG_PASSES_FOR_FLOAT16_SCALES: Final = ("QDQSelectorActionTransformer",)
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """A session; on a CPU each calling thread is a lane of its own, on a GPU one thread of ours makes all calls.
 
     The CUDA provider keeps handles for each calling thread, and plans its convolutions anew in the first call and after
@@ -88,12 +87,7 @@ class OnnxRuntimeBackend:
             times.add("infer", time.perf_counter() - started, len(images))
         return cast(NDArray[np.float32], logits)
 
-    def __enter__(self) -> OnnxRuntimeBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._session = None  # frees the session's memory, on the GPU too
         if self._caller:
             self._caller.shutdown()

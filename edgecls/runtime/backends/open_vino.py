@@ -6,7 +6,6 @@ import importlib
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -17,16 +16,14 @@ from edgecls.images import Pixels
 from edgecls.manifest import Manifest
 from edgecls.runtime.backends.external_data import check_external_data
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.stages import StageTimes
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """A compiled model; each calling thread has an inference request of its own."""
 
     name = "openvino-cpu"
-    runs_in_caller = False
-    wants_whole_batches = False
 
     def __init__(self, model: Path, options: BackendOptions) -> None:
         """Open an ONNX file that edgecls wrote.
@@ -56,12 +53,7 @@ class OpenVinoBackend:
             times.add("infer", time.perf_counter() - started, len(images))
         return cast(NDArray[np.float32], answered[0])
 
-    def __enter__(self) -> OpenVinoBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._compiled = None
         self._of_thread = threading.local()
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,7 @@ from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.runtime.backends.cuda import Cuda, Gpu, find_gpu, open_cuda
 from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, logger_of
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.stages import Stage, StageTimes
 
 _AMPERE: Final = (8, 0)
@@ -69,12 +68,10 @@ def find_engine(folder: Path, precision: Precision) -> Path | None:
     return max(fitting, key=lambda file: (records[file].created, file.stat().st_mtime_ns), default=None)
 
 
-class TensorRtBackend:
+class TensorRtBackend(Backend):
     """An engine on a GPU, whose memory and every call belong to one thread; any thread may call `infer`."""
 
     n_lanes = 1
-    runs_in_caller = False
-    wants_whole_batches = False
 
     def __init__(self, engine: Path, options: BackendOptions) -> None:
         """Open an engine, or raise what `open_engine` does. (The options are for CPUs and change nothing here.)"""
@@ -126,12 +123,7 @@ class TensorRtBackend:
                 self._free.append(slot)
                 self._changed.notify_all()
 
-    def __enter__(self) -> TensorRtBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         with self._changed:
             if self._closed:
                 return
