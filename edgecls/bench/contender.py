@@ -160,36 +160,27 @@ class _Tries:
 class Entrant:
     """One contender while it is measured: a worker for latency, and one with all lanes where that is another."""
 
-    def __init__(self, candidate: Candidate, precision: Precision, n_callers: int, size_bytes: int) -> None:
-        self.candidate, self.precision = candidate, precision
-        self.n_callers, self._bytes = n_callers, size_bytes
+    def __init__(self, stack: ExitStack, candidate: Candidate, precision: Precision, n_callers: int) -> None:
+        """Start its workers, one after the other; each is closed with the stack."""
+        self.candidate, self.precision, self.n_callers = candidate, precision, n_callers
+        self._bytes = candidate.file.stat().st_size
         self.backend: str = candidate.device
         self._start_ms: float | None = None
         self._workers: list[Worker] = []
         self._tries: dict[int, _Tries] = {}
         self._errors: list[str] = []
         self._failed: set[int] = set()
-
-    @classmethod
-    def open(cls, stack: ExitStack, candidate: Candidate, precision: Precision, n_callers: int) -> Entrant:
-        """Start its workers, one after the other; each is closed with the stack."""
-        entrant = cls(candidate, precision, n_callers, candidate.file.stat().st_size)
         try:
-            entrant._open(stack, 1)
-            if candidate.device in ON_CPU and entrant.n_callers > 1:
-                entrant._open(stack, entrant.n_callers)
+            for n_lanes in (1, n_callers) if candidate.device in ON_CPU and n_callers > 1 else (1,):
+                worker = Worker(Job(str(candidate.file), candidate.device, n_lanes))
+                stack.callback(worker.close)
+                opened = worker.answer()
+                self._workers.append(worker)
+                if n_lanes == 1:
+                    self.backend, self._start_ms = opened["backend"], opened["start_ms"]
         except WorkerFailed as error:
-            entrant._errors.append(str(error))
-            entrant._workers = []
-        return entrant
-
-    def _open(self, stack: ExitStack, n_lanes: int) -> None:
-        worker = Worker(Job(str(self.candidate.file), self.candidate.device, n_lanes))
-        stack.callback(worker.close)
-        opened = worker.answer()
-        self._workers.append(worker)
-        if n_lanes == 1:
-            self.backend, self._start_ms = opened["backend"], opened["start_ms"]
+            self._errors.append(str(error))
+            self._workers = []
 
     def measure(self, batch_size: int, seconds: float) -> None:
         """One round of a cell."""

@@ -17,12 +17,11 @@ from typing import Any, Final
 import numpy as np
 
 from edgecls.errors import RunError
-from edgecls.images import Pixels
 from edgecls.runtime.backends.engine_file import find_tensorrt
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_file
 from edgecls.runtime.backends.onnx_runtime import open_session
 from edgecls.runtime.backends.open_vino import compile_model
-from edgecls.runtime.backends.protocol import BackendOptions
+from edgecls.runtime.backends.protocol import BackendOptions, noise
 from edgecls.runtime.backends.tensor_rt import open_engine
 
 _N_WARM: Final = 3  # calls that are left out: they allocate
@@ -97,13 +96,8 @@ def _mean(times: list[float]) -> float:
     return float(np.mean(times[_N_WARM:]))
 
 
-def noise(batch_size: int, size_hw: tuple[int, int]) -> Pixels:
-    """(batch_size, h, w, 3) uint8, the same every time."""
-    return np.random.default_rng(0).integers(0, 256, (batch_size, *size_hw, 3), np.uint8)
-
-
 def _onnxruntime(file: Path, options: BackendOptions, batch_size: int, seconds: float) -> Measured:
-    pixels = noise(batch_size, manifest_of_onnx(file.read_bytes(), str(file)).preprocessing.size_hw)
+    pixels = noise(batch_size, manifest_of_file(file))
     with tempfile.TemporaryDirectory() as folder:
         session, device = open_session(file, options, profile=Path(folder, "profile"))
         times = _measure(lambda: session.run(None, {session.get_inputs()[0].name: pixels}), seconds)
@@ -116,7 +110,7 @@ def _onnxruntime(file: Path, options: BackendOptions, batch_size: int, seconds: 
 
 def _openvino(file: Path, options: BackendOptions, batch_size: int, seconds: float) -> Measured:
     compiled, manifest = compile_model(file, options, PERF_COUNT=True)
-    pixels, request = noise(batch_size, manifest.preprocessing.size_hw), compiled.create_infer_request()
+    pixels, request = noise(batch_size, manifest), compiled.create_infer_request()
     total_ms: list[dict[tuple[str, str], float]] = []  # of all calls so far: OpenVINO tells their mean
 
     def keep() -> None:
@@ -150,8 +144,7 @@ def _tensorrt(file: Path, batch_size: int, seconds: float) -> Measured:
         batch = engine.record.batch
         n = min(max(batch_size, batch.min), batch.max)
         note = "" if n == batch_size else f"a batch of {n}: the engine takes {batch.min} to {batch.max}"
-        pixels = noise(n, engine.record.manifest.preprocessing.size_hw)
-        times = _measure(engine.profiled(pixels, Profiler()), seconds)
+        times = _measure(engine.profiled(noise(n, engine.record.manifest), Profiler()), seconds)
         return _mean(times), note, _layers(found, len(times))
     finally:
         engine.close()

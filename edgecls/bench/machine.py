@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from edgecls import __version__
 from edgecls.prefetch import n_cores
 from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
+from edgecls.runtime.backends.selection import version_of
 
 _PACKAGES: Final = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "numpy",
@@ -101,6 +101,7 @@ def describe(root: Path = ROOT, *, path: str | None = None) -> Machine:
         root: in place of `/`; the GPU is asked for only where it is that.
         path: in place of $PATH, for nvpmodel.
     """
+    packages = {package: version for package in _PACKAGES if (version := version_of(package))}
     return Machine(
         cpu=cpu_name(root),
         cpu_features=cpu_features(root),
@@ -114,14 +115,15 @@ def describe(root: Path = ROOT, *, path: str | None = None) -> Machine:
         l4t=_l4t(root),
         power_mode=_power_mode(root, path),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        versions={"edgecls": __version__, "python": platform.python_version(), **dict(_versions())},
+        versions={"edgecls": __version__, "python": platform.python_version(), **packages},
     )
 
 
 def state(root: Path = ROOT) -> MachineState:
     """How the machine is at this moment; a matter of milliseconds. Never raises."""
     zones = list(_zones(root))
-    gpu = next(iter(_gpu_clocks(root)), None)
+    devices = sorted((root / "sys/class/devfreq").glob("*"))
+    gpu = next((each for each in devices if re.search(r"gpu|gv11b|gp10b|ga10b", each.name)), None)
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     load = _text(root / "proc/loadavg")
     return MachineState(
@@ -133,7 +135,7 @@ def state(root: Path = ROOT) -> MachineState:
         gpu_clock_limit_mhz=_number(gpu / "max_freq", 1e-6) if gpu else None,
         temperatures={name: celsius for name, celsius, _ in zones},
         trips={name: trip for name, _, trip in zones if trip is not None},
-        throttle_counts=dict(_throttle_counts(root)),
+        throttle_counts=_throttle_counts(root),
     )
 
 
@@ -259,14 +261,6 @@ def _power_mode(root: Path, path: str | None) -> str | None:
     return f"mode {kept[1]}" if kept else None
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-
-
 def _cpu_times(root: Path) -> CpuTimes | None:
     line = re.match(r"cpu +([\d ]+)", _text(root / "proc/stat") or "")
     values = [int(value) / 100 for value in line[1].split()] if line else []  # USER_HZ: 100 on Linux everywhere
@@ -297,18 +291,9 @@ def _zones(root: Path) -> Iterator[tuple[str, float, float | None]]:
         yield name, celsius, min(trips, default=None)
 
 
-def _gpu_clocks(root: Path) -> Iterator[Path]:
-    for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        if re.search(r"gpu|gv11b|gp10b|ga10b", folder.name):
-            yield folder
-
-
-def _throttle_counts(root: Path) -> Iterator[tuple[str, int]]:
+def _throttle_counts(root: Path) -> dict[str, int]:
     files = [  # Intel's, and a Jetson's for too much current
         *(root / "sys/devices/system/cpu/cpu0/thermal_throttle").glob("*_throttle_count"),
         *(root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"),
     ]
-    for file in sorted(files):
-        count = _number(file, 1)
-        if count is not None:
-            yield file.name, int(count)
+    return {file.name: int(count) for file in sorted(files) if (count := _number(file, 1)) is not None}

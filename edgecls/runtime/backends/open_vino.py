@@ -15,7 +15,7 @@ from edgecls.errors import MissingExtra, RunError
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest
 from edgecls.runtime.backends.external_data import check_external_data
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx, read_onnx
 from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.stages import StageTimes
 
@@ -72,12 +72,7 @@ def compile_model(model: Path, options: BackendOptions, **more: bool) -> tuple[A
         openvino: Any = importlib.import_module("openvino")
     except ImportError as error:
         raise MissingExtra("--device openvino", "openvino") from error
-    try:
-        data = model.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"{model}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export"
-        ) from error
+    data = read_onnx(model)
     manifest = manifest_of_onnx(data, str(model))
     # with the file's path it would look for the weights beside it; with bytes, in the working folder
     source = str(model) if check_external_data(data, model) else data

@@ -105,5 +105,10 @@ def check_signature(source: str, manifest: Manifest, dtype: str, input_shape: li
         )
 
 
+def noise(n: int, manifest: Manifest) -> Pixels:
+    """(n, h, w, 3) uint8 for a model that is only timed; the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (n, *manifest.preprocessing.size_hw, 3), np.uint8)
+
+
 def closed() -> RunError:
     return RunError("this model has been closed: predict inside its `with` block, or open it again")
