@@ -1,6 +1,6 @@
 """How fast a model is here: every file of a run on every device that runs it, over the batch sizes.
 
-Each (file, device) has processes of its own (`bench_worker.py`), which take turns in rounds: a machine that is slow for
+Each (file, device) has processes of its own (`worker.py`), which take turns in rounds: a machine that is slow for
 a minute is slow for all of them, and the comparison holds.
 """
 

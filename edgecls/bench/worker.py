@@ -1,7 +1,7 @@
 """A process that opens one model file and times it as its parent asks: a JSON object a line, in and out.
 
 A process of its own, so that memory and start-up are those of this file on this device, and of nothing else.
-`python -m edgecls.bench.worker JOB` is started by `bench.py`; it is not for people.
+`python -m edgecls.bench.worker JOB` is started by `contender.py`; it is not for people.
 """
 
 from __future__ import annotations

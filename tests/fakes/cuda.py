@@ -10,6 +10,7 @@ import ctypes
 import enum
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
@@ -25,9 +26,9 @@ class Event:
     ms = float("nan")
 
 
+@dataclass(eq=False)
 class Graph:
-    def __init__(self, works: list[Callable[[], None]]) -> None:
-        self.works = works
+    works: list[Callable[[], None]]
 
 
 class Machine:
@@ -92,10 +93,6 @@ class Machine:
         while self.queue:
             self.queue.pop(0)()
 
-    def new_graph(self, works: list[Callable[[], None]]) -> Graph:
-        self.graphs.append(Graph(works))
-        return self.graphs[-1]
-
     def leftovers(self) -> list[Any]:
         return [*self.memory, *self.events, *self.graphs, *range(self.streams)]
 
@@ -112,6 +109,11 @@ DESCRIPTIONS = {
     Code.cudaErrorIllegalAddress: b"an illegal memory access was encountered",
     Code.cudaErrorStreamCaptureInvalidated: b"operation failed due to a previous error during capture",
 }
+
+
+def _kept(those: list[Any], one: Any) -> Any:
+    those.append(one)
+    return one
 
 
 class FakeRuntime:
@@ -143,13 +145,13 @@ class FakeRuntime:
             "cudaEventSynchronize": lambda event: machine.wait(),
             "cudaEventElapsedTime": lambda first, last: last.ms - first.ms,
             "cudaGraphDestroy": machine.graphs.remove,
-            "cudaGraphInstantiate": lambda graph, flags: machine.new_graph(graph.works),
+            "cudaGraphInstantiate": lambda graph, flags: _kept(machine.graphs, Graph(graph.works)),
             "cudaGraphExecDestroy": machine.graphs.remove,
             "cudaGraphLaunch": lambda graph, stream: [machine.enqueue(work) for work in graph.works],
             "cudaStreamCreateWithFlags": self._create_stream,
             "cudaHostAlloc": self._allocate_host,
             "cudaFree": self._free,
-            "cudaEventCreateWithFlags": self._create_event,
+            "cudaEventCreateWithFlags": lambda flags: _kept(machine.events, Event()),
             "cudaStreamBeginCapture": self._begin_capture,
         }
         for name, call in calls.items():
@@ -176,10 +178,6 @@ class FakeRuntime:
         assert address not in self._machine.page_locked
         del self._machine.memory[address]
 
-    def _create_event(self, flags: int) -> Event:
-        self._machine.events.append(Event())
-        return self._machine.events[-1]
-
     def _begin_capture(self, stream: int, mode: int) -> None:
         assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._machine.captured = []
@@ -190,7 +188,7 @@ class FakeRuntime:
         if not self._machine.in_graph or "cudaStreamEndCapture" in self._machine.fails:
             return Code.cudaErrorStreamCaptureInvalidated, None
         assert works is not None
-        return Code.cudaSuccess, self._machine.new_graph(works)
+        return Code.cudaSuccess, _kept(self._machine.graphs, Graph(works))
 
 
 class FakePyCuda:

@@ -141,11 +141,12 @@ def can_run(file: Path, precision: Precision) -> list[Candidate]:
 
 
 def _on_device(path: Path, precision: AskedPrecision, device: Device, on_note: Callable[[str], None]) -> Candidate:
-    if device == "openvino" and path.suffix != ENGINE_SUFFIX and int8_sums_overflow():
+    is_engine = path.suffix == ENGINE_SUFFIX
+    if is_engine and device != "tensorrt":
+        raise OptionError(f"--device {device}: {path} is an engine, which TensorRT runs; leave the flag out")
+    if device == "openvino" and int8_sums_overflow():
         return Candidate(_file_without_overflow(path, precision, on_note), device)
-    if device != "tensorrt" or path.suffix == ENGINE_SUFFIX:
-        if path.suffix == ENGINE_SUFFIX and device != "tensorrt":
-            raise OptionError(f"--device {device}: {path} is an engine, which TensorRT runs; leave the flag out")
+    if is_engine or device != "tensorrt":
         return Candidate(_file_for(path, precision, device), device)
     engine = _engine_of(path, precision) if path.is_dir() else None
     if engine:
