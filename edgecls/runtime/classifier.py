@@ -183,12 +183,7 @@ class Classifier:
         return list(zip(agreement(each, order[:, 0]).tolist(), entropy(mean).tolist(), labels, strict=True))
 
     def predict(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        top_k: int = 1,
-        times: StageTimes | None = None,
-        is_live: bool = False,
+        self, pictures: Iterable[Picture], *, top_k: int = 1, times: StageTimes | None = None, is_live: bool = False
     ) -> Iterator[Prediction]:
         """Yield exactly one prediction per picture, in order; a file that cannot be read yields its reason.
 

@@ -97,18 +97,12 @@ class Machine:
         return [*self.memory, *self.events, *self.graphs, *range(self.streams)]
 
 
-class Code(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureInvalidated = 901
-
-
-DESCRIPTIONS = {
-    Code.cudaErrorMemoryAllocation: b"out of memory",
-    Code.cudaErrorIllegalAddress: b"an illegal memory access was encountered",
-    Code.cudaErrorStreamCaptureInvalidated: b"operation failed due to a previous error during capture",
+ERRORS = {
+    "cudaErrorMemoryAllocation": b"out of memory",
+    "cudaErrorIllegalAddress": b"an illegal memory access was encountered",
+    "cudaErrorStreamCaptureInvalidated": b"operation failed due to a previous error during capture",
 }
+Code = enum.IntEnum("Code", list(ERRORS))  # from 1: success is 0
 
 
 def _kept(those: list[Any], one: Any) -> Any:
@@ -133,7 +127,7 @@ class FakeRuntime:
             "cudaGetDeviceProperties": lambda device: properties,
             "cudaMemGetInfo": lambda: (gpu.free_bytes, gpu.total_bytes),
             "cudaGetErrorName": lambda code: code.name.encode(),
-            "cudaGetErrorString": lambda code: DESCRIPTIONS[code],
+            "cudaGetErrorString": lambda code: ERRORS[code.name],
             "cudaGetLastError": lambda: None,
             "cudaStreamDestroy": lambda stream: setattr(machine, "streams", machine.streams - 1),
             "cudaStreamSynchronize": lambda stream: machine.wait(),
@@ -162,7 +156,7 @@ class FakeRuntime:
         if name in self._machine.fails:
             return Code[self._machine.fails[name]], None
         value = call(*arguments)
-        return (Code.cudaSuccess, *(value if isinstance(value, tuple) else () if value is None else (value,)))
+        return (0, *(value if isinstance(value, tuple) else () if value is None else (value,)))
 
     def _create_stream(self, flags: int) -> int:
         assert flags == self.cudaStreamNonBlocking
@@ -186,9 +180,9 @@ class FakeRuntime:
         self._machine.called("cudaStreamEndCapture")
         works, self._machine.captured = self._machine.captured, None
         if not self._machine.in_graph or "cudaStreamEndCapture" in self._machine.fails:
-            return Code.cudaErrorStreamCaptureInvalidated, None
+            return Code["cudaErrorStreamCaptureInvalidated"], None
         assert works is not None
-        return Code.cudaSuccess, _kept(self._machine.graphs, Graph(works))
+        return 0, _kept(self._machine.graphs, Graph(works))
 
 
 class FakePyCuda:

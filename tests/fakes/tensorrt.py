@@ -29,19 +29,11 @@ Install = Callable[..., Machine]
 HERE: Final = f"{platform.system()}-{platform.machine()}".lower()
 PLAN: Final = b"an engine"
 RECORD: Final = EngineRecord(
-    flavour="tensorrt",
-    tensorrt="10.3.0",
-    platform=HERE,
-    gpu="Orin",
-    compute_capability=(8, 7),
-    batch=BatchProfile(2, 4, 8),
-    optimization_level=3,
-    dla_core=None,
-    hardware_compatible=False,
-    onnx_sha256="0" * 64,
+    flavour="tensorrt", tensorrt="10.3.0", platform=HERE, gpu=ORIN.name, compute_capability=ORIN.compute_capability,
+    batch=BatchProfile(2, 4, 8), optimization_level=3, dla_core=None, hardware_compatible=False, onnx_sha256="0" * 64,
     engine_sha256=hashlib.sha256(PLAN).hexdigest(),
     manifest=Manifest(("a", "b", "c"), Preprocessing(size_hw=(8, 8)), model="tiny", precision="int8"),
-)
+)  # fmt: skip
 
 
 def write_engine(path: Path, record: EngineRecord = RECORD) -> Path:
@@ -259,10 +251,7 @@ class FakeContext:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch,
-    binding: str = "cuda-bindings",
-    trt: FakeTensorRT | None = None,
-    gpu: Gpu = ORIN,
+    monkeypatch: pytest.MonkeyPatch, binding: str = "cuda-bindings", trt: FakeTensorRT | None = None, gpu: Gpu = ORIN
 ) -> Machine:
     """A machine with this GPU, one binding to CUDA, or none, and this TensorRT, by default that of a Jetson."""
     machine, trt = Machine(gpu), trt or FakeTensorRT10()
