@@ -80,7 +80,12 @@ def session_settings(onnxruntime: Any, n_threads: int) -> Any:
 
 
 def _cpuinfo(root: Path) -> str:
+    return text_of(root / "proc/cpuinfo") or ""
+
+
+def text_of(path: Path) -> str | None:
+    """A small file's text without its end; None where it is not there. (A sensor may be there and refuse.)"""
     try:
-        return (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace").rstrip("\0\n ") or None
     except OSError:
-        return ""
+        return None

@@ -17,7 +17,7 @@ from typing import Final
 
 from edgecls import __version__
 from edgecls.prefetch import n_cores
-from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors
+from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors, text_of
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
 from edgecls.runtime.backends.selection import version_of
 
@@ -109,9 +109,9 @@ def describe(root: Path = ROOT, *, path: str | None = None) -> Machine:
         machine_cores=n_processors(root) or n_cores(),
         cpu_quota=_cpu_quota(root),
         memory_mb=_memory_mb(root),
-        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        governor=text_of(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         gpu=find_gpu() if root == ROOT else None,
-        board=_text(root / "proc/device-tree/model"),
+        board=text_of(root / "proc/device-tree/model"),
         l4t=_l4t(root),
         power_mode=_power_mode(root, path),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -125,7 +125,7 @@ def state(root: Path = ROOT) -> MachineState:
     devices = sorted((root / "sys/class/devfreq").glob("*"))
     gpu = next((each for each in devices if re.search(r"gpu|gv11b|gp10b|ga10b", each.name)), None)
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    load = _text(root / "proc/loadavg")
+    load = text_of(root / "proc/loadavg")
     return MachineState(
         load=float(load.split()[0]) if load else None,
         cpu_times=_cpu_times(root),
@@ -212,17 +212,9 @@ def other_work(
     return reasons
 
 
-def _text(path: Path) -> str | None:
-    """A small file's text without its end; None where it is not there. (A sensor may be there and refuse.)"""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").rstrip("\0\n ") or None
-    except OSError:
-        return None
-
-
 def _number(path: Path, unit: float) -> float | None:
     try:
-        return int(_text(path) or "") * unit
+        return int(text_of(path) or "") * unit
     except ValueError:
         return None
 
@@ -232,18 +224,18 @@ def _highest(values: Iterator[float | None]) -> float | None:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    quota, _, period = (_text(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
+    quota, _, period = (text_of(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
 def _memory_mb(root: Path) -> float | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo") or "", re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo") or "", re.MULTILINE)
     return int(found[1]) * 1024 / 1e6 if found else None
 
 
 def _l4t(root: Path) -> str | None:
     """`36.4.3` of `# R36 (release), REVISION: 4.3, GCID: ...`."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text_of(root / "etc/nv_tegra_release") or "")
     return f"{found[1]}.{found[2]}" if found else None
 
 
@@ -257,12 +249,12 @@ def _power_mode(root: Path, path: str | None) -> str | None:
         found = re.search(r"NV Power Mode:\s*(\S+)", said)
         if found:
             return found[1]
-    kept = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status") or "")  # in a container: no program
+    kept = re.search(r"pmode:0*(\d+)", text_of(root / "var/lib/nvpmodel/status") or "")  # in a container: no program
     return f"mode {kept[1]}" if kept else None
 
 
 def _cpu_times(root: Path) -> CpuTimes | None:
-    line = re.match(r"cpu +([\d ]+)", _text(root / "proc/stat") or "")
+    line = re.match(r"cpu +([\d ]+)", text_of(root / "proc/stat") or "")
     values = [int(value) / 100 for value in line[1].split()] if line else []  # USER_HZ: 100 on Linux everywhere
     if len(values) < 8:
         return None
@@ -278,13 +270,13 @@ def _zones(root: Path) -> Iterator[tuple[str, float, float | None]]:
         celsius = _number(zone / "temp", 1e-3)
         if celsius is None:  # that of a part without power refuses
             continue
-        name = _text(zone / "type") or zone.name
+        name = text_of(zone / "type") or zone.name
         name = f"{name} ({zone.name})" if name in names else name
         names.add(name)
         trips = [
             value
             for file in zone.glob("trip_point_*_type")
-            if _text(file) in _SLOWS_DOWN
+            if text_of(file) in _SLOWS_DOWN
             and (value := _number(file.with_name(file.name.replace("_type", "_temp")), 1e-3)) is not None
             and value > 0  # one that is not set
         ]
