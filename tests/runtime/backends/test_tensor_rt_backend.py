@@ -534,7 +534,8 @@ def test_the_real_tensorrt_for_rtx_has_every_name_that_is_used() -> None:
         trt.Runtime: "deserialize_cuda_engine",
         trt.ICudaEngine: "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype get_tensor_shape "
         "device_memory_size_v2 create_runtime_config create_execution_context",
-        trt.IExecutionContext: "set_device_memory set_input_shape set_tensor_address execute_async_v3",
+        trt.IExecutionContext: "set_device_memory set_input_shape set_tensor_address execute_async_v3 profiler",
+        trt.IProfiler: "report_layer_time",
         trt.IRuntimeConfig: "set_execution_context_allocation_strategy cuda_graph_strategy",
         trt.CudaGraphStrategy: "WHOLE_GRAPH_CAPTURE",
         trt.ExecutionContextAllocationStrategy: "USER_MANAGED",
