@@ -41,8 +41,9 @@ from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runs import MODEL_FILES
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
-from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
+from edgecls.runtime.backends.open_vino import OpenVinoBackend
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.backends.selection import version_of
 from edgecls.runtime.classifier import CPU_BATCH_SIZE
 from edgecls.runtime.options import ClassifierOptions, Device, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
@@ -167,7 +168,7 @@ def main() -> None:
         rival(*arguments.rival)
         return
     file = (arguments.model or mobilenet_run(arguments.cache)).resolve() / MODEL_FILES["int8-cpu"]
-    devices = [device for device in NAMES if device != "openvino" or has_openvino()]
+    devices = [device for device in NAMES if device != "openvino" or version_of("openvino")]
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder, out = Path(temporary) / "photos", Path(temporary) / "rows.csv"
         links = link(photos(), folder, arguments.photos)

@@ -32,8 +32,9 @@ from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, n_cores, prefetch
 from edgecls.runs import MODEL_FILES
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
-from edgecls.runtime.backends.open_vino import OpenVinoBackend, has_openvino
+from edgecls.runtime.backends.open_vino import OpenVinoBackend
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.backends.selection import version_of
 from edgecls.runtime.options import TtaOptions
 from edgecls.runtime.pipeline import Member, Source, answers
 from edgecls.runtime.stages import StageTimes
@@ -95,7 +96,7 @@ def main() -> None:
     contenders: dict[str, Callable[[], float]] = {}
     with ExitStack() as stack:
         for device, engine in NAMES.items():
-            if device == "openvino" and not has_openvino():
+            if device == "openvino" and not version_of("openvino"):
                 continue
             open_backend = OpenVinoBackend if device == "openvino" else OnnxRuntimeBackend
             many = stack.enter_context(open_backend(file, BackendOptions(device, None, n_cores())))

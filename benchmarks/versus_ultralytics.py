@@ -47,7 +47,7 @@ from PIL import Image
 from edgecls import images
 from edgecls.images import find_images
 from edgecls.prefetch import batches, n_cores
-from edgecls.runtime.backends.open_vino import has_openvino
+from edgecls.runtime.backends.selection import version_of
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import AskedPrecision, ClassifierOptions, Device, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
@@ -126,7 +126,7 @@ def compare(
             contenders |= {
                 name: partial(ours, name, device, precision)
                 for name, (device, precision) in OURS.items()
-                if device != "openvino" or has_openvino()
+                if device != "openvino" or version_of("openvino")
             }
             speeds = in_rounds(contenders, rounds)
         answers["our graph"] = with_their_pixels(run, links)

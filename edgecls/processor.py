@@ -1,11 +1,11 @@
-"""What the kernel says of this machine's CPU: its name and the instructions that decide how fast it computes."""
+"""This machine's CPU: its name, the instructions that decide its speed, and how ONNX Runtime is to use it."""
 
 from __future__ import annotations
 
 import platform
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path("/")
 
@@ -61,8 +61,31 @@ def int8_sums_overflow(root: Path = ROOT) -> bool:
     return "avx2" in features and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(features)
 
 
+def session_settings(onnxruntime: Any, n_threads: int) -> Any:
+    """How every session of ours is opened.
+
+    Args:
+        onnxruntime: the module, which an installation may lack.
+        n_threads: of one call; 0 leaves the number to ONNX Runtime.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors only
+    settings.intra_op_num_threads = n_threads
+    # threads that wait for work by spinning would take the cores from the decoding threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # where `int8_sums_overflow`, loud channels are cut off without a word: this makes ONNX Runtime take uint8 weights
+    # there, and changes nothing elsewhere
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    return settings
+
+
 def _cpuinfo(root: Path) -> str:
+    return text_of(root / "proc/cpuinfo") or ""
+
+
+def text_of(path: Path) -> str | None:
+    """A small file's text without its end; None where it is not there. (A sensor may be there and refuse.)"""
     try:
-        return (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace").rstrip("\0\n ") or None
     except OSError:
-        return ""
+        return None

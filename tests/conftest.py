@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgecls.images import Pixels
+from tests.fakes import tensorrt
 
 
 def draw(kind: str, seed: int, size: int = 24) -> Pixels:
@@ -70,6 +72,12 @@ def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(tmp_path: Path) -> Path:
     """Class folders with a dozen pictures each, that the exported run has not seen."""
     return write_class_folders(tmp_path / "photos", 12, first_seed=10_000)
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> tensorrt.Install:
+    """`tests.fakes.tensorrt.install` for the length of a test."""
+    return partial(tensorrt.install, monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -89,7 +89,7 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """A process of `bench_worker.py`, from the outside."""
+    """A process of `worker.py`, from the outside."""
 
     def __init__(self, job: Job) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
@@ -145,80 +145,49 @@ class Worker:
         self._said.close()
 
 
-@dataclass
-class _Tries:
-    """What was measured of a cell so far."""
-
-    ms: list[list[float]] = field(default_factory=list)  # by round
-    speeds: list[float] = field(default_factory=list)
-    settled: bool = True
-    memory_mb: float = 0.0
-    lanes_memory_mb: float = 0.0
-    gpu_memory_mb: float | None = None
-
-
 class Entrant:
     """One contender while it is measured: a worker for latency, and one with all lanes where that is another."""
 
-    def __init__(self, candidate: Candidate, precision: Precision, n_callers: int, size_bytes: int) -> None:
-        self.candidate, self.precision = candidate, precision
-        self.n_callers, self._bytes = n_callers, size_bytes
+    def __init__(self, stack: ExitStack, candidate: Candidate, precision: Precision, n_callers: int) -> None:
+        """Start its workers, one after the other; each is closed with the stack."""
+        self.candidate, self.precision, self.n_callers = candidate, precision, n_callers
+        self._bytes = candidate.file.stat().st_size
         self.backend: str = candidate.device
         self._start_ms: float | None = None
         self._workers: list[Worker] = []
-        self._tries: dict[int, _Tries] = {}
+        # by batch size, in rounds: what the workers answered, asked for one call at a time and for all callers at once
+        self._rounds: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
         self._errors: list[str] = []
         self._failed: set[int] = set()
-
-    @classmethod
-    def open(cls, stack: ExitStack, candidate: Candidate, precision: Precision, n_callers: int) -> Entrant:
-        """Start its workers, one after the other; each is closed with the stack."""
-        entrant = cls(candidate, precision, n_callers, candidate.file.stat().st_size)
         try:
-            entrant._open(stack, 1)
-            if candidate.device in ON_CPU and entrant.n_callers > 1:
-                entrant._open(stack, entrant.n_callers)
+            for n_lanes in (1, n_callers) if candidate.device in ON_CPU and n_callers > 1 else (1,):
+                worker = Worker(Job(str(candidate.file), candidate.device, n_lanes))
+                stack.callback(worker.close)
+                opened = worker.answer()
+                self._workers.append(worker)
+                if n_lanes == 1:
+                    self.backend, self._start_ms = opened["backend"], opened["start_ms"]
         except WorkerFailed as error:
-            entrant._errors.append(str(error))
-            entrant._workers = []
-        return entrant
-
-    def _open(self, stack: ExitStack, n_lanes: int) -> None:
-        worker = Worker(Job(str(self.candidate.file), self.candidate.device, n_lanes))
-        stack.callback(worker.close)
-        opened = worker.answer()
-        self._workers.append(worker)
-        if n_lanes == 1:
-            self.backend, self._start_ms = opened["backend"], opened["start_ms"]
+            self._errors.append(str(error))
+            self._workers = []
 
     def measure(self, batch_size: int, seconds: float) -> None:
         """One round of a cell."""
         if not self._workers or batch_size in self._failed:
             return
-        tries = self._tries.setdefault(batch_size, _Tries())
-        is_first = not tries.ms
+        is_first = batch_size not in self._rounds
         try:
             one = self._workers[0].ask(Request(batch_size, seconds, 1, is_first))
             many = one
             if self.n_callers > 1:
                 many = self._workers[-1].ask(Request(batch_size, seconds, self.n_callers, is_first))
         except WorkerFailed as error:
-            self._fail(batch_size, str(error))
+            self._errors.append(f"batch {batch_size}: {error}")
+            self._failed.add(batch_size)
+            if any(worker.has_ended for worker in self._workers):
+                self._workers = []
             return
-        tries.ms.append(one["ms"][0])
-        tries.speeds.append(images_per_second(many["ms"], batch_size))
-        tries.settled &= one["settled"] and many["settled"]
-        if is_first:  # in the first round the sizes rise, and no larger one has been there yet
-            tries.memory_mb, tries.lanes_memory_mb = one["memory_mb"], many["memory_mb"]
-            tries.gpu_memory_mb = many["gpu_memory_mb"]
-
-    def _fail(self, batch_size: int, reason: str) -> None:
-        self._errors.append(f"batch {batch_size}: {reason}")
-        self._failed.add(batch_size)
-        if not self._tries[batch_size].ms:
-            del self._tries[batch_size]
-        if any(worker.has_ended for worker in self._workers):
-            self._workers = []
+        self._rounds.setdefault(batch_size, []).append((one, many))
 
     def contender(self, accuracies: Mapping[Precision, Accuracy]) -> Contender:
         return Contender(
@@ -229,8 +198,27 @@ class Entrant:
             bytes=self._bytes,
             start_ms=self._start_ms,
             accuracy=accuracies.get(self.precision),
-            cells=tuple(_cell(size, tries, self.n_callers) for size, tries in self._tries.items()),
+            cells=tuple(self._cell(size) for size in self._rounds),
             errors=tuple(self._errors),
+        )
+
+    def _cell(self, batch_size: int) -> Cell:
+        rounds = self._rounds[batch_size]
+        ms = [one["ms"][0] for one, _ in rounds]
+        speeds = tuple(images_per_second(many["ms"], batch_size) for _, many in rounds)
+        one, many = rounds[0]  # in the first round the sizes rise: of memory, no larger one has been there yet
+        return Cell(
+            batch_size,
+            *percentiles([each for calls in ms for each in calls]),
+            n_calls=sum(map(len, ms)),
+            p50_ms_by_round=tuple(float(np.median(calls)) for calls in ms),
+            images_per_second=float(np.median(speeds)),
+            images_per_second_by_round=speeds,
+            n_lanes=self.n_callers,
+            settled=all(each["settled"] for answers in rounds for each in answers),
+            peak_memory_mb=one["memory_mb"],
+            lanes_peak_memory_mb=many["memory_mb"],
+            gpu_memory_mb=many["gpu_memory_mb"],
         )
 
 
@@ -243,20 +231,3 @@ def percentiles(ms: Sequence[float]) -> tuple[float, float, float]:
     """The 50th, 90th and 99th, between two calls where it falls between them."""
     p50, p90, p99 = np.percentile(ms, [50, 90, 99]).tolist()
     return p50, p90, p99
-
-
-def _cell(batch_size: int, tries: _Tries, n_lanes: int) -> Cell:
-    calls = [ms for each in tries.ms for ms in each]
-    return Cell(
-        batch_size,
-        *percentiles(calls),
-        n_calls=len(calls),
-        p50_ms_by_round=tuple(float(np.median(each)) for each in tries.ms),
-        images_per_second=float(np.median(tries.speeds)),
-        images_per_second_by_round=tuple(tries.speeds),
-        n_lanes=n_lanes,
-        settled=tries.settled,
-        peak_memory_mb=tries.memory_mb,
-        lanes_peak_memory_mb=tries.lanes_memory_mb,
-        gpu_memory_mb=tries.gpu_memory_mb,
-    )

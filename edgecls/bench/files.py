@@ -12,7 +12,7 @@ from edgecls.manifest import Precision
 from edgecls.runs import EXPORT, MODEL_FILES
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
 from edgecls.runtime.backends.export_record import ExportRecord
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_file
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.runtime.backends.selection import Candidate, can_run, select
 from edgecls.runtime.options import AskedPrecision, Device
@@ -107,12 +107,7 @@ def _wanted(path: Path, asked: AskedPrecision, device: Device) -> Sequence[Preci
 
 
 def _precision_of(file: Path) -> Precision:
-    if file.suffix == ENGINE_SUFFIX:
-        return EngineRecord.read(file).precision
-    try:
-        return manifest_of_onnx(file.read_bytes(), str(file)).precision
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export") from error
+    return EngineRecord.read(file).precision if file.suffix == ENGINE_SUFFIX else manifest_of_file(file).precision
 
 
 def accuracies_of(path: Path) -> dict[Precision, Accuracy]:

@@ -6,7 +6,6 @@ those that are benchmarked, and the layers' sum may be more than a call's time.
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 import time
@@ -17,21 +16,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgecls.errors import MissingExtra, RunError
-from edgecls.images import Pixels
-from edgecls.runtime.backends.cuda import open_cuda
-from edgecls.runtime.backends.engine_file import EngineRecord, find_tensorrt, logger_of
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.onnx_runtime import session_settings, wrong_passes
-from edgecls.runtime.backends.protocol import BackendOptions
+from edgecls.errors import RunError
+from edgecls.runtime.backends.engine_file import find_tensorrt
+from edgecls.runtime.backends.onnx_manifest import manifest_of_file
+from edgecls.runtime.backends.onnx_runtime import open_session
+from edgecls.runtime.backends.open_vino import compile_model
+from edgecls.runtime.backends.protocol import BackendOptions, noise
+from edgecls.runtime.backends.tensor_rt import open_engine
 
 _N_WARM: Final = 3  # calls that are left out: they allocate
 _N_CALLS: Final = (5, 100)  # least and most that are measured
-_PROVIDERS: Final = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-}
 _LAUNCHED: Final = "ONNX Runtime's times on a GPU are those of handing the work to it, not of the work"
 
 Measured = tuple[float, str, list["LayerTime"]]
@@ -102,55 +96,26 @@ def _mean(times: list[float]) -> float:
     return float(np.mean(times[_N_WARM:]))
 
 
-def noise(batch_size: int, size_hw: tuple[int, int]) -> Pixels:
-    """(batch_size, h, w, 3) uint8, the same every time."""
-    return np.random.default_rng(0).integers(0, 256, (batch_size, *size_hw, 3), np.uint8)
-
-
 def _onnxruntime(file: Path, options: BackendOptions, batch_size: int, seconds: float) -> Measured:
-    try:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingExtra("--layers", "cpu") from error
-    manifest = manifest_of_onnx(file.read_bytes(), str(file))
-    pixels = noise(batch_size, manifest.preprocessing.size_hw)
-    settings = session_settings(onnxruntime, options.threads_per_lane)
-    settings.enable_profiling = True
+    pixels = noise(batch_size, manifest_of_file(file))
     with tempfile.TemporaryDirectory() as folder:
-        settings.profile_file_prefix = str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(
-            # as in onnx_runtime.py, so that the graph is the one that is benchmarked
-            str(file), settings, providers=_PROVIDERS[options.device],
-            disabled_optimizers=wrong_passes(manifest.precision),
-        )  # fmt: skip
+        session, device = open_session(file, options, profile=Path(folder, "profile"))
         times = _measure(lambda: session.run(None, {session.get_inputs()[0].name: pixels}), seconds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     ending = "_kernel_time"
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(ending)]
     found = ((each["name"].removesuffix(ending), each["args"]["op_name"], each["dur"] / 1e3) for each in kernels)
-    return _mean(times), "" if options.device == "cpu" else _LAUNCHED, _layers(found, len(times))
+    return _mean(times), "" if device == "cpu" else _LAUNCHED, _layers(found, len(times))
 
 
 def _openvino(file: Path, options: BackendOptions, batch_size: int, seconds: float) -> Measured:
-    try:
-        openvino: Any = importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingExtra("--layers with --device openvino", "openvino") from error
-    data = file.read_bytes()
-    pixels = noise(batch_size, manifest_of_onnx(data, str(file)).preprocessing.size_hw)
-    settings = {  # as in open_vino.py
-        "INFERENCE_PRECISION_HINT": "f32",
-        "NUM_STREAMS": options.n_lanes,
-        "INFERENCE_NUM_THREADS": options.threads,
-        "PERF_COUNT": True,
-    }
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(data), "CPU", settings).create_infer_request()
+    compiled, manifest = compile_model(file, options, PERF_COUNT=True)
+    pixels, request = noise(batch_size, manifest), compiled.create_infer_request()
     total_ms: list[dict[tuple[str, str], float]] = []  # of all calls so far: OpenVINO tells their mean
 
     def keep() -> None:
         n = len(total_ms) + 1
-        ran = (p for p in request.profiling_info if p.status == openvino.ProfilingInfo.Status.EXECUTED)
+        ran = (p for p in request.profiling_info if p.status.name == "EXECUTED")
         total_ms.append({
             (p.node_name, f"{p.node_type}, {p.exec_type}"): n * p.real_time.total_seconds() * 1000 for p in ran
         })  # fmt: skip
@@ -161,9 +126,8 @@ def _openvino(file: Path, options: BackendOptions, batch_size: int, seconds: flo
 
 
 def _tensorrt(file: Path, batch_size: int, seconds: float) -> Measured:
-    record, tensorrt = EngineRecord.read(file), find_tensorrt()
-    trt = tensorrt.module
-    base: Any = getattr(trt, "IProfiler", None)
+    tensorrt = find_tensorrt()
+    base: Any = getattr(tensorrt.module, "IProfiler", None)
     if base is None:
         raise RunError(f"{tensorrt} has no profiler, so the layers of {file.name} cannot be timed")
     found: list[tuple[str, str, float]] = []
@@ -175,38 +139,12 @@ def _tensorrt(file: Path, batch_size: int, seconds: float) -> Measured:
         def report_layer_time(self, layer_name: str, ms: float) -> None:
             found.append((layer_name, "", ms))
 
-    n = min(max(batch_size, record.batch.min), record.batch.max)
-    note = "" if n == batch_size else f"a batch of {n}: the engine takes {record.batch.min} to {record.batch.max}"
-    cuda = open_cuda()
-    context: Any = None
+    engine = open_engine(file)
     try:
-        runtime: Any = trt.Runtime(logger_of(trt))
-        engine: Any = runtime.deserialize_cuda_engine(file.read_bytes())
-        context = engine.create_execution_context() if engine is not None else None
-        if context is None:
-            raise RunError(f"{file}: {tensorrt} cannot load this engine; build it again with: edgecls engine RUN")
-        profiler = Profiler()  # kept: the context does not
-        context.profiler = profiler
-        images = cuda.host_array((n, *record.manifest.preprocessing.size_hw, 3), np.uint8)
-        logits = cuda.host_array((n, len(record.manifest.labels)), np.float32)
-        images[:] = noise(n, record.manifest.preprocessing.size_hw)
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        for name in names:
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            array = images if is_input else logits
-            memory = cuda.device_memory(array.nbytes)
-            context.set_tensor_address(name, memory)
-            if is_input:
-                context.set_input_shape(name, images.shape)
-                cuda.copy_in(memory, images)
-
-        def call() -> None:
-            if not context.execute_async_v3(cuda.stream):
-                raise RunError(f"{file}: {tensorrt} could not run this engine with a profiler")
-            cuda.synchronise()
-
-        times = _measure(call, seconds)
+        batch = engine.record.batch
+        n = min(max(batch_size, batch.min), batch.max)
+        note = "" if n == batch_size else f"a batch of {n}: the engine takes {batch.min} to {batch.max}"
+        times = _measure(engine.profiled(noise(n, engine.record.manifest), Profiler()), seconds)
         return _mean(times), note, _layers(found, len(times))
     finally:
-        context = engine = runtime = None  # before the memory that they use
-        cuda.close()
+        engine.close()

@@ -12,14 +12,14 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from edgecls import __version__
 from edgecls.prefetch import n_cores
-from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors
+from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors, text_of
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
+from edgecls.runtime.backends.selection import version_of
 
 _PACKAGES: Final = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "numpy",
@@ -101,6 +101,7 @@ def describe(root: Path = ROOT, *, path: str | None = None) -> Machine:
         root: in place of `/`; the GPU is asked for only where it is that.
         path: in place of $PATH, for nvpmodel.
     """
+    packages = {package: version for package in _PACKAGES if (version := version_of(package))}
     return Machine(
         cpu=cpu_name(root),
         cpu_features=cpu_features(root),
@@ -108,22 +109,23 @@ def describe(root: Path = ROOT, *, path: str | None = None) -> Machine:
         machine_cores=n_processors(root) or n_cores(),
         cpu_quota=_cpu_quota(root),
         memory_mb=_memory_mb(root),
-        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        governor=text_of(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         gpu=find_gpu() if root == ROOT else None,
-        board=_text(root / "proc/device-tree/model"),
+        board=text_of(root / "proc/device-tree/model"),
         l4t=_l4t(root),
         power_mode=_power_mode(root, path),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        versions={"edgecls": __version__, "python": platform.python_version(), **dict(_versions())},
+        versions={"edgecls": __version__, "python": platform.python_version(), **packages},
     )
 
 
 def state(root: Path = ROOT) -> MachineState:
     """How the machine is at this moment; a matter of milliseconds. Never raises."""
     zones = list(_zones(root))
-    gpu = next(iter(_gpu_clocks(root)), None)
+    devices = sorted((root / "sys/class/devfreq").glob("*"))
+    gpu = next((each for each in devices if re.search(r"gpu|gv11b|gp10b|ga10b", each.name)), None)
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    load = _text(root / "proc/loadavg")
+    load = text_of(root / "proc/loadavg")
     return MachineState(
         load=float(load.split()[0]) if load else None,
         cpu_times=_cpu_times(root),
@@ -133,7 +135,7 @@ def state(root: Path = ROOT) -> MachineState:
         gpu_clock_limit_mhz=_number(gpu / "max_freq", 1e-6) if gpu else None,
         temperatures={name: celsius for name, celsius, _ in zones},
         trips={name: trip for name, _, trip in zones if trip is not None},
-        throttle_counts=dict(_throttle_counts(root)),
+        throttle_counts=_throttle_counts(root),
     )
 
 
@@ -210,17 +212,9 @@ def other_work(
     return reasons
 
 
-def _text(path: Path) -> str | None:
-    """A small file's text without its end; None where it is not there. (A sensor may be there and refuse.)"""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").rstrip("\0\n ") or None
-    except OSError:
-        return None
-
-
 def _number(path: Path, unit: float) -> float | None:
     try:
-        return int(_text(path) or "") * unit
+        return int(text_of(path) or "") * unit
     except ValueError:
         return None
 
@@ -230,18 +224,18 @@ def _highest(values: Iterator[float | None]) -> float | None:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    quota, _, period = (_text(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
+    quota, _, period = (text_of(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
 def _memory_mb(root: Path) -> float | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo") or "", re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo") or "", re.MULTILINE)
     return int(found[1]) * 1024 / 1e6 if found else None
 
 
 def _l4t(root: Path) -> str | None:
     """`36.4.3` of `# R36 (release), REVISION: 4.3, GCID: ...`."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text_of(root / "etc/nv_tegra_release") or "")
     return f"{found[1]}.{found[2]}" if found else None
 
 
@@ -255,20 +249,12 @@ def _power_mode(root: Path, path: str | None) -> str | None:
         found = re.search(r"NV Power Mode:\s*(\S+)", said)
         if found:
             return found[1]
-    kept = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status") or "")  # in a container: no program
+    kept = re.search(r"pmode:0*(\d+)", text_of(root / "var/lib/nvpmodel/status") or "")  # in a container: no program
     return f"mode {kept[1]}" if kept else None
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-
-
 def _cpu_times(root: Path) -> CpuTimes | None:
-    line = re.match(r"cpu +([\d ]+)", _text(root / "proc/stat") or "")
+    line = re.match(r"cpu +([\d ]+)", text_of(root / "proc/stat") or "")
     values = [int(value) / 100 for value in line[1].split()] if line else []  # USER_HZ: 100 on Linux everywhere
     if len(values) < 8:
         return None
@@ -284,31 +270,22 @@ def _zones(root: Path) -> Iterator[tuple[str, float, float | None]]:
         celsius = _number(zone / "temp", 1e-3)
         if celsius is None:  # that of a part without power refuses
             continue
-        name = _text(zone / "type") or zone.name
+        name = text_of(zone / "type") or zone.name
         name = f"{name} ({zone.name})" if name in names else name
         names.add(name)
         trips = [
             value
             for file in zone.glob("trip_point_*_type")
-            if _text(file) in _SLOWS_DOWN
+            if text_of(file) in _SLOWS_DOWN
             and (value := _number(file.with_name(file.name.replace("_type", "_temp")), 1e-3)) is not None
             and value > 0  # one that is not set
         ]
         yield name, celsius, min(trips, default=None)
 
 
-def _gpu_clocks(root: Path) -> Iterator[Path]:
-    for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        if re.search(r"gpu|gv11b|gp10b|ga10b", folder.name):
-            yield folder
-
-
-def _throttle_counts(root: Path) -> Iterator[tuple[str, int]]:
+def _throttle_counts(root: Path) -> dict[str, int]:
     files = [  # Intel's, and a Jetson's for too much current
         *(root / "sys/devices/system/cpu/cpu0/thermal_throttle").glob("*_throttle_count"),
         *(root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"),
     ]
-    for file in sorted(files):
-        count = _number(file, 1)
-        if count is not None:
-            yield file.name, int(count)
+    return {file.name: int(count) for file in sorted(files) if (count := _number(file, 1)) is not None}

@@ -92,14 +92,8 @@ def accuracy_over_latency(points: Sequence[SpeedPoint], title: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.plot([], [], "o-", color="#8a8a8a", label="Pareto front")
-    axes.plot(
-        [],
-        [],
-        "o",
-        color="#8a8a8a",
-        markerfacecolor="white",
-        label="another one is no worse in both, and better in one",
-    )
+    beaten = "another one is no worse in both, and better in one"
+    axes.plot([], [], "o", color="#8a8a8a", markerfacecolor="white", label=beaten)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _name_points(figure, axes, points)
     return figure

@@ -1,6 +1,6 @@
 """How fast a model is here: every file of a run on every device that runs it, over the batch sizes.
 
-Each (file, device) has processes of its own (`bench_worker.py`), which take turns in rounds: a machine that is slow for
+Each (file, device) has processes of its own (`worker.py`), which take turns in rounds: a machine that is slow for
 a minute is slow for all of them, and the comparison holds.
 """
 
@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -121,7 +121,7 @@ def bench(options: BenchOptions, *, on_step: OnStep = lambda line: None) -> Benc
         entrants = []
         for candidate, precision in candidates:
             on_step(f"opening {candidate}")
-            entrants.append(Entrant.open(stack, candidate, precision, _callers(options, candidate.device)))
+            entrants.append(Entrant(stack, candidate, precision, _callers(options, candidate.device)))
         during = _measure(entrants, options, on_step)
     layers = [_layers(entrant, options, on_step) for entrant in entrants] if options.layers else []
     after = machines.state()
@@ -161,22 +161,15 @@ def _under_load(state: MachineState, device: Device) -> MachineState:
 def _layers(entrant: Entrant, options: BenchOptions, on_step: OnStep) -> LayerProfile:
     on_step(f"timing the layers of {entrant.candidate}")
     size, candidate = options.batch_sizes[0], entrant.candidate
-    worker = Worker(Job(str(candidate.file), candidate.device, 1, layers=size, seconds=options.seconds))
-    try:
-        found = worker.answer()
-    except WorkerFailed as error:
-        found = {"call_ms": 0.0, "note": f"no layers: {error}", "layers": []}
-    finally:
-        worker.close()
-    return LayerProfile(
-        candidate.file.name,
-        entrant.precision,
-        entrant.backend,
-        size,
-        found["call_ms"],
-        tuple(LayerTime(**each) for each in found["layers"]),
-        found["note"],
-    )
+    job = Job(str(candidate.file), candidate.device, layers=size, seconds=options.seconds)
+    with closing(Worker(job)) as worker:
+        try:
+            found = worker.answer()
+        except WorkerFailed as error:
+            found = {"call_ms": 0.0, "note": f"no layers: {error}", "layers": []}
+    layers = tuple(LayerTime(**each) for each in found["layers"])
+    file = candidate.file.name
+    return LayerProfile(file, entrant.precision, entrant.backend, size, found["call_ms"], layers, found["note"])
 
 
 def _cpu_seconds() -> float:

@@ -1,7 +1,7 @@
 """A process that opens one model file and times it as its parent asks: a JSON object a line, in and out.
 
 A process of its own, so that memory and start-up are those of this file on this device, and of nothing else.
-`python -m edgecls.bench.worker JOB` is started by `bench.py`; it is not for people.
+`python -m edgecls.bench.worker JOB` is started by `contender.py`; it is not for people.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from edgecls.bench.layer_times import layer_times, noise
+from edgecls.bench.layer_times import layer_times
 from edgecls.errors import EdgeclsError
 from edgecls.runtime.backends.cuda import find_gpu
-from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, noise
 from edgecls.runtime.backends.selection import Candidate
 from edgecls.runtime.options import Device
 from edgecls.runtime.stages import peak_memory_mb
@@ -120,7 +120,7 @@ class Timer:
         Raises:
             EdgeclsError: the engine failed.
         """
-        pixels = noise(request.batch_size, self._backend.manifest.preprocessing.size_hw)
+        pixels = noise(request.batch_size, self._backend.manifest)
         n = request.n_callers
         pool = self._pools.setdefault(n, ThreadPoolExecutor(n))
         barrier = threading.Barrier(n)
@@ -175,7 +175,7 @@ def _serve(job: Job, answer: Callable[[dict[str, Any]], None]) -> None:
     gpu = find_gpu() if job.device in _ON_GPU else None
     started = time.perf_counter()
     with Candidate(Path(job.file), job.device).open(job.options) as backend:
-        backend.infer(noise(1, backend.manifest.preprocessing.size_hw))
+        backend.infer(noise(1, backend.manifest))
         start_ms = (time.perf_counter() - started) * 1000
         answer({"backend": backend.name, "start_ms": start_ms})
         timer = Timer(backend)

@@ -21,6 +21,7 @@ from edgecls.errors import ExportError
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, n_cores, prefetch
+from edgecls.processor import session_settings
 from edgecls.records import TextFile
 from edgecls.runs import write_json
 
@@ -206,9 +207,7 @@ def _observing(graph: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnxrunt
         for name in tensors
         if name not in answered
     )
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = n_cores()
+    settings = session_settings(onnxruntime, n_cores())
     session = onnxruntime.InferenceSession(observed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     return session, session.get_inputs()[0].name
 

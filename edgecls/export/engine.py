@@ -24,7 +24,7 @@ from edgecls.runs import ENGINES, atomic_path, find_model, sha256_of, write_json
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
 from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, is_noise, logger_of, sidecar
 from edgecls.runtime.backends.external_data import check_external_data
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx, read_onnx
 from edgecls.runtime.backends.selection import file_for_engine
 
 _AMPERE: Final = (8, 0)
@@ -81,7 +81,7 @@ def build_engine(
     started = time.perf_counter()
     options = options or EngineOptions()
     tensorrt, gpu = find_tensorrt(), find_gpu()
-    model = _read(onnx_file)
+    model = read_onnx(onnx_file)
     if check_external_data(model, onnx_file):
         raise ExportError(f"{onnx_file}: has weights in other files, and an engine needs them inside; export it again")
     manifest = manifest_of_onnx(model, str(onnx_file))
@@ -108,13 +108,6 @@ def check_target(options: EngineOptions) -> None:
         MissingExtra, OptionError: as `build_engine`.
     """
     _target(find_tensorrt(), find_gpu(), options)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export") from error
 
 
 def _check_precision(precision: Precision, options: EngineOptions, file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -184,12 +183,7 @@ class Classifier:
         return list(zip(agreement(each, order[:, 0]).tolist(), entropy(mean).tolist(), labels, strict=True))
 
     def predict(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        top_k: int = 1,
-        times: StageTimes | None = None,
-        is_live: bool = False,
+        self, pictures: Iterable[Picture], *, top_k: int = 1, times: StageTimes | None = None, is_live: bool = False
     ) -> Iterator[Prediction]:
         """Yield exactly one prediction per picture, in order; a file that cannot be read yields its reason.
 
@@ -227,16 +221,14 @@ class Classifier:
 
     def close(self) -> None:
         """Give the models' memory back, as the end of a `with` block does."""
-        self.__exit__(None, None, None)
+        for member in self.members:
+            member.backend.close()
 
     def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for member in self.members:
-            member.backend.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _backend_options(options: ClassifierOptions) -> BackendOptions:
@@ -248,7 +240,7 @@ def _open(model: str | Path, options: ClassifierOptions, on_note: Callable[[str]
     backend = chosen.open(_backend_options(options))
     inside = backend.manifest.precision
     if options.precision != "auto" and not inside.startswith(options.precision):
-        backend.__exit__(None, None, None)
+        backend.close()
         raise OptionError(f"--precision {options.precision}: {chosen.file} is {inside}; leave the flag out")
     if chosen.is_unproved:
         check_answers(chosen.file, backend)

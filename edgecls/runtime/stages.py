@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -53,7 +52,7 @@ class StageTimes:
 
     def summaries(self) -> dict[Stage, StageSummary]:
         """Per stage that took place, in the order of the data's way."""
-        totals = {stage: sum(times) for stage, times in self._ms.items() if times}
+        totals = self._totals()
         whole = sum(totals.values()) or 1.0
         return {stage: _summary(self._ms[stage], total / whole) for stage, total in totals.items()}
 
@@ -64,26 +63,23 @@ class StageTimes:
         time than there are threads (a GPU), loading and answering are lanes beside one another: the slower one sets the
         pace, and its longest stage counts.
         """
-        totals: Mapping[Stage, float] = {stage: sum(times) for stage, times in self._ms.items() if times}
-        if not totals:
-            return None
-        loading = _only(totals, LOADING)
-        answering = _only(totals, [stage for stage in STAGES if stage not in LOADING])
-        if n_lanes >= n_threads or not (loading and answering):
-            lane = dict(totals)
-        else:
+        totals = self._totals()
+        loading = {stage: total for stage, total in totals.items() if stage in LOADING}
+        answering = {stage: total for stage, total in totals.items() if stage not in LOADING}
+        lane = totals
+        if n_lanes < n_threads and loading and answering:
             is_loading = sum(loading.values()) / n_threads > sum(answering.values()) / n_lanes
             lane = loading if is_loading else answering
-        return max(lane, key=lambda stage: lane[stage])
+        return max(lane, key=lambda stage: lane[stage], default=None)
+
+    def _totals(self) -> dict[Stage, float]:
+        """Milliseconds of all images, of the stages that took place."""
+        return {stage: sum(times) for stage, times in self._ms.items() if times}
 
 
 def _summary(times_ms: array[float], share: float) -> StageSummary:
     p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
     return StageSummary(p50, p90, p99, share)
-
-
-def _only(totals: Mapping[Stage, float], stages: Sequence[Stage]) -> dict[Stage, float]:
-    return {stage: totals[stage] for stage in stages if stage in totals}
 
 
 def peak_memory_mb() -> float:

@@ -88,12 +88,7 @@ class ViewTally:
             return None
         *views, together = (
             ViewReport(
-                name,
-                float(right / self.n),
-                float((right - self._right[0]) / self.n),
-                int(fixed),
-                int(broken),
-                added,
+                name, float(right / self.n), float((right - self._right[0]) / self.n), int(fixed), int(broken), added
             )
             for name, right, fixed, broken, added in zip(
                 [*names, f"all, {combine}"],

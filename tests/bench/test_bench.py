@@ -39,16 +39,7 @@ from edgecls.runtime.backends.cuda import Gpu
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.runtime.backends.selection import Candidate
 from edgecls.tables.bench import benched
-from tests.runtime.backends.test_tensor_rt_backend import (
-    FakeContext,
-    FakeEngine,
-    FakeTensorRT,
-    Install,
-    install,
-    write_engine,
-)
-
-__all__ = ["install"]  # a fixture
+from tests.fakes.tensorrt import Install, write_engine
 
 runner = CliRunner()
 TINY = BenchOptions(batch_sizes=(1, 3), devices=("cpu",), seconds=0.01)
@@ -535,25 +526,9 @@ def test_the_worker_loads_neither_torch_nor_matplotlib() -> None:
 # TensorRT's layers, by the stand-ins
 
 
-class ProfiledContext(FakeContext):
-    profiler: Any = None
-
-    def execute_async_v3(self, stream: int) -> bool:
-        ran = super().execute_async_v3(stream)
-        for name, ms in (("conv1 + relu", 0.5), ("fc", 0.25), ("conv1 + relu", 0.5)):
-            self.profiler.report_layer_time(name, ms)
-        return ran
-
-
-class FakeIProfiler:
-    def __init__(self) -> None:
-        pass
-
-
-def test_tensorrt_times_its_layers(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeEngine, "create_execution_context", lambda engine: ProfiledContext(engine))
-    monkeypatch.setattr(FakeTensorRT, "IProfiler", FakeIProfiler, raising=False)
+def test_tensorrt_times_its_layers(install: Install, tmp_path: Path) -> None:
     fake = install()
+    fake.trt.IProfiler = object
     engine = write_engine(tmp_path / "int8.engine")
     call_ms, note, layers = layer_times(engine, BackendOptions("tensorrt"), 1, 0.0)
     assert layers == [LayerTime("conv1 + relu", "", 1.0), LayerTime("fc", "", 0.25)]

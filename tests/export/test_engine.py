@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import subprocess
 import sys
@@ -24,10 +23,11 @@ from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
 from edgecls.runtime.backends.engine_file import EngineRecord, find_tensorrt, sidecar
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from tests.fakes.cuda import ORIN
+from tests.fakes.tensorrt import FakeTensorRT, FakeTensorRT10, Flag, Install
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 FOR_86 = EngineOptions(compute_capability="8.6")
-ORIN = Gpu("Orin", (8, 7), free_bytes=4 << 30, total_bytes=8 << 30)
 ONE_SIZE = BatchProfile(8, 8, 8)
 
 
@@ -321,160 +321,13 @@ def test_without_tensorrt_the_error_names_the_extra_and_jetpack(
 # Other TensorRTs, by stand-ins that write down what is asked of them
 
 
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
-
-
-class FakeILogger:
-    INTERNAL_ERROR, ERROR, WARNING = Severity.INTERNAL_ERROR, Severity.ERROR, Severity.WARNING
-
-
-class Flag(enum.IntEnum):
-    STRONGLY_TYPED = 1
-    GPU_FALLBACK = 3
-
-
-class OnnxParserFlag(enum.Enum):
-    ADJUST_FOR_DLA = "adjust for DLA"
-
-
-class Tensor:
-    def __init__(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        self.name, self.dtype, self.shape = name, dtype, shape
-
-
-class FakeNetwork:
-    num_inputs = 1
-
-    def get_input(self, index: int) -> Tensor:
-        return Tensor("images", "uint8", (-1, 8, 8, 3))
-
-    def get_output(self, index: int) -> Tensor:
-        return Tensor("logits", "float32", (-1, 3))
-
-
-class FakeCache:
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def serialize(self) -> bytes:
-        return self.content + b"+"
-
-
-class FakeProfile:
-    def set_shape(self, *shapes: Any) -> None:
-        self.shapes = shapes
-
-
-class FakeConfig:
-    def __init__(self, refuses: bytes) -> None:
-        self.set: dict[str, Any] = {}
-        self._refuses = refuses
-
-    def add_optimization_profile(self, profile: FakeProfile) -> int:
-        self.set["profile"] = profile.shapes
-        return 0
-
-    def set_memory_pool_limit(self, pool: str, n_bytes: int) -> None:
-        self.set[pool] = n_bytes
-
-    def set_flag(self, flag: Flag) -> None:
-        self.set["flags"] = [*self.set.get("flags", []), flag]
-
-    def create_timing_cache(self, content: bytes) -> FakeCache:
-        self.set["cache"] = content
-        return FakeCache(content)
-
-    def set_timing_cache(self, cache: FakeCache, ignore_mismatch: bool) -> bool:
-        return not ignore_mismatch and (cache.content == b"" or cache.content != self._refuses)
-
-
-class FakeTensorRT:
-    """Stands for the module `tensorrt` 11; `seen` has what the last build asked for."""
-
-    __version__ = "11.4.1"
-    ILogger = FakeILogger
-
-    class MemoryPoolType:
-        WORKSPACE = "workspace"
-
-    class DataType:
-        UINT8 = "uint8"
-
-    def __init__(self, n_dla_cores: int = 0, refuses_cache: bytes = b"", fails: str = "") -> None:
-        self.seen: dict[str, Any] = {}
-        fake = self
-
-        class Builder:
-            num_DLA_cores = n_dla_cores
-
-            def __init__(self, logger: Any) -> None:
-                self.logger = logger
-
-            def create_network(self, flags: int = 0) -> FakeNetwork:
-                fake.seen["network flags"] = flags
-                return FakeNetwork()
-
-            def create_builder_config(self) -> FakeConfig:
-                return FakeConfig(refuses_cache)
-
-            def create_optimization_profile(self) -> FakeProfile:
-                return FakeProfile()
-
-            def build_serialized_network(self, network: FakeNetwork, config: FakeConfig) -> bytes | None:
-                set_by_name = {name: value for name, value in vars(config).items() if name not in ("set", "_refuses")}
-                fake.seen |= {**config.set, **set_by_name}
-                if fails:
-                    self.logger.log(Severity.WARNING, "not worth a word")
-                    self.logger.log(Severity.ERROR, fails)
-                    return None
-                return b"an engine"
-
-        class OnnxParser:
-            num_errors = 0
-
-            def __init__(self, network: FakeNetwork, logger: Any) -> None:
-                pass
-
-            def set_flag(self, flag: OnnxParserFlag) -> None:
-                fake.seen["parser flag"] = flag
-
-            def parse(self, model: bytes) -> bool:
-                return True
-
-        self.Builder, self.OnnxParser = Builder, OnnxParser
-
-
-class FakeTensorRT10(FakeTensorRT):
-    """Adds what `tensorrt` 10.3 has on a Jetson."""
-
-    __version__ = "10.3.0"
-    NetworkDefinitionCreationFlag = Flag
-    BuilderFlag = Flag
-    OnnxParserFlag = OnnxParserFlag
-
-    class DeviceType:
-        DLA = "DLA"
-
-    class HardwareCompatibilityLevel:
-        AMPERE_PLUS = "Ampere and above"
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return write_onnx(tmp_path / "model.int8.onnx", precision="int8")
 
 
-def install(monkeypatch: pytest.MonkeyPatch, fake: FakeTensorRT, gpu: Gpu | None = ORIN) -> FakeTensorRT:
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(engine, "find_gpu", lambda: gpu)
-    return fake
-
-
-def test_tensorrt_10_is_asked_for_a_strongly_typed_engine(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
-) -> None:
-    fake = install(monkeypatch, FakeTensorRT10())
+def test_tensorrt_10_is_asked_for_a_strongly_typed_engine(install: Install, tiny: Path, tmp_path: Path) -> None:
+    fake = install().trt
     result = build_engine(tiny, tmp_path / "engines", EngineOptions(optimization_level=4))
     images = [(size, 8, 8, 3) for size in (1, 16, 64)]
     assert fake.seen == {
@@ -490,22 +343,22 @@ def test_tensorrt_10_is_asked_for_a_strongly_typed_engine(
     assert cache.read_bytes() == b"+"
 
 
-def test_tensorrt_11_has_no_flags_and_gets_none(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> None:
-    fake = install(monkeypatch, FakeTensorRT())
+def test_tensorrt_11_has_no_flags_and_gets_none(install: Install, tiny: Path, tmp_path: Path) -> None:
+    fake = install(trt=FakeTensorRT()).trt
     assert build_engine(tiny, tmp_path / "engines").record.tensorrt == "11.4.1"
     assert fake.seen["network flags"] == 0
     assert not {"flags", "parser flag", "default_device_type", "num_compute_capabilities"} & set(fake.seen)
 
 
-def test_a_dla_is_asked_for_with_the_gpu_behind_it(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> None:
-    fake = install(monkeypatch, FakeTensorRT10(n_dla_cores=2))
+def test_a_dla_is_asked_for_with_the_gpu_behind_it(install: Install, tiny: Path, tmp_path: Path) -> None:
+    fake = install(trt=FakeTensorRT10(n_dla_cores=2)).trt
     result = build_engine(tiny, tmp_path, EngineOptions(batch=ONE_SIZE, dla_core=1))
     asked = {name: fake.seen[name] for name in ("default_device_type", "DLA_core", "flags", "parser flag")}
     assert asked == {
         "default_device_type": "DLA",
         "DLA_core": 1,
         "flags": [Flag.GPU_FALLBACK],
-        "parser flag": OnnxParserFlag.ADJUST_FOR_DLA,
+        "parser flag": "adjust for DLA",
     }
     assert result.record.dla_core == 1
 
@@ -518,15 +371,15 @@ def test_a_dla_is_asked_for_with_the_gpu_behind_it(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_dla_that_is_not_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, fake: FakeTensorRT, core: int, message: str
+    install: Install, tiny: Path, tmp_path: Path, fake: FakeTensorRT, core: int, message: str
 ) -> None:
-    install(monkeypatch, fake)
+    install(trt=fake)
     with pytest.raises(OptionError, match=message):
         build_engine(tiny, tmp_path, EngineOptions(batch=ONE_SIZE, dla_core=core))
 
 
-def test_fp32_on_a_dla_and_int8_for_cpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install(monkeypatch, FakeTensorRT10(n_dla_cores=2))
+def test_fp32_on_a_dla_and_int8_for_cpus_are_refused(install: Install, tmp_path: Path) -> None:
+    install(trt=FakeTensorRT10(n_dla_cores=2))
     with pytest.raises(OptionError, match=r"FP16 and INT8 only, and model\.onnx is FP32"):
         build_engine(write_onnx(tmp_path / "model.onnx"), tmp_path, EngineOptions(batch=ONE_SIZE, dla_core=0))
     with pytest.raises(OptionError, match=r"build from model\.int8\.onnx"):
@@ -534,30 +387,28 @@ def test_fp32_on_a_dla_and_int8_for_cpus_are_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_the_timing_cache_is_used_again_and_dropped_where_it_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
+    install: Install, tiny: Path, tmp_path: Path
 ) -> None:
-    fake = install(monkeypatch, FakeTensorRT10())
+    fake = install().trt
     build_engine(tiny, tmp_path)
     build_engine(tiny, tmp_path, EngineOptions(optimization_level=1))
     assert fake.seen["cache"] == b"+"
-    refusing = install(monkeypatch, FakeTensorRT10(refuses_cache=b"++"))
+    refusing = install(trt=FakeTensorRT10(refuses_cache=b"++")).trt
     build_engine(tiny, tmp_path, EngineOptions(optimization_level=2))
     assert refusing.seen["cache"] == b""
     (cache,) = tmp_path.glob("timing-*.cache")
     assert cache.read_bytes() == b"+"
 
 
-def test_a_hardware_compatible_engine_is_good_for_other_gpus(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
-) -> None:
-    fake = install(monkeypatch, FakeTensorRT10())
+def test_a_hardware_compatible_engine_is_good_for_other_gpus(install: Install, tiny: Path, tmp_path: Path) -> None:
+    fake = install().trt
     options = EngineOptions(hardware_compatible=True)
     build_engine(tiny, tmp_path, options)
     assert fake.seen["hardware_compatibility_level"] == "Ampere and above"
-    install(monkeypatch, FakeTensorRT10(), replace(ORIN, name="RTX 3060", compute_capability=(8, 6)))
+    install(gpu=replace(ORIN, name="RTX 3060", compute_capability=(8, 6)))
     assert build_engine(tiny, tmp_path, options).reused
     assert not build_engine(tiny, tmp_path).reused
-    install(monkeypatch, FakeTensorRT10(), replace(ORIN, name="T4", compute_capability=(7, 5)))
+    install(gpu=replace(ORIN, name="T4", compute_capability=(7, 5)))
     with pytest.raises(OptionError, match=r"--hardware-compatible: .* 8\.0 and above, this one has 7\.5"):
         build_engine(tiny, tmp_path, options)
 
@@ -570,27 +421,27 @@ def test_a_hardware_compatible_engine_is_good_for_other_gpus(
     ],
 )
 def test_an_engine_from_elsewhere_is_never_reused(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, fake: FakeTensorRT, gpu: Gpu
+    install: Install, tiny: Path, tmp_path: Path, fake: FakeTensorRT, gpu: Gpu
 ) -> None:
-    install(monkeypatch, FakeTensorRT10())
+    install()
     build_engine(tiny, tmp_path)
-    install(monkeypatch, fake, gpu)
+    install(trt=fake, gpu=gpu)
     assert not build_engine(tiny, tmp_path).reused
 
 
-def test_tensorrt_proper_builds_on_the_device_only(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> None:
-    install(monkeypatch, FakeTensorRT10())
+def test_tensorrt_proper_builds_on_the_device_only(install: Install, tiny: Path, tmp_path: Path) -> None:
+    install()
     with pytest.raises(OptionError, match=r"--compute-capability 8\.6: TensorRT 10\.3\.0 builds only for the GPU that"):
         build_engine(tiny, tmp_path, FOR_86)
-    install(monkeypatch, FakeTensorRT10(), gpu=None)
+    install("none")
     with pytest.raises(OptionError, match=r"no CUDA GPU was found on this machine; .*run edgecls engine there"):
         build_engine(tiny, tmp_path)
 
 
 def test_a_failed_build_gives_tensorrts_reasons_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path
+    install: Install, tiny: Path, tmp_path: Path
 ) -> None:
-    install(monkeypatch, FakeTensorRT10(fails="Requested amount of GPU memory\ncould not be allocated"))
+    install(trt=FakeTensorRT10(build_fails="Requested amount of GPU memory\ncould not be allocated"))
     with pytest.raises(ExportError, match=r"memory could not be allocated\n.*smaller --batch, or close other") as error:
         build_engine(tiny, tmp_path / "engines")
     assert "not worth a word" not in str(error.value)
@@ -621,9 +472,9 @@ def test_a_module_without_a_builder_is_passed_over(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_record_that_is_not_as_written_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, change: dict[str, Any]
+    install: Install, tiny: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    install(monkeypatch, FakeTensorRT10())
+    install()
     result = build_engine(tiny, tmp_path)
     path = sidecar(result.file)
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
@@ -635,104 +486,31 @@ def test_a_record_that_is_not_as_written_is_refused(
 # Which GPU is here, by stand-ins for the bindings
 
 
-class CudaError(enum.IntEnum):
-    SUCCESS, NO_DEVICE = 0, 100
+def test_the_gpu_is_found_by_cuda_bindings(install: Install) -> None:
+    install()
+    assert find_gpu() == ORIN
 
 
-class FakeRuntime:
-    """Stands for the module `cuda.bindings.runtime`."""
-
-    def __init__(self, fails: str = "") -> None:
-        self._fails = fails
-
-    def _answer(self, call: str, *values: Any) -> tuple[Any, ...]:
-        if call == self._fails:
-            return (CudaError.NO_DEVICE, *(None for _ in values))
-        return (CudaError.SUCCESS, *values)
-
-    def cudaGetDevice(self) -> tuple[Any, ...]:
-        return self._answer("device", 0)
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        class Properties:
-            name, major, minor = b"Orin\0\0\0", 8, 7
-
-        return self._answer("properties", Properties)
-
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:
-        return self._answer("memory", 4 << 30, 8 << 30)
+@pytest.mark.parametrize("call", ["cudaGetDevice", "cudaGetDeviceProperties", "cudaMemGetInfo"])
+def test_an_error_code_of_cuda_means_no_gpu(install: Install, call: str) -> None:
+    install().fails[call] = "cudaErrorMemoryAllocation"
+    assert find_gpu() is None
 
 
-class NoDriver:
-    """cuda-bindings where there is no driver library."""
-
-    def cudaGetDevice(self) -> tuple[Any, ...]:
+def test_no_driver_and_no_binding_mean_no_gpu(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
         raise RuntimeError("libcuda.so.1 was not found")
 
-
-class FakePycuda:
-    """Stands for the module `pycuda.driver`; `calls` is what was done to the context."""
-
-    class Error(Exception):
-        pass
-
-    def __init__(self, fails: bool = False) -> None:
-        self._fails = fails
-        self.calls: list[str] = []
-
-    def init(self) -> None:
-        if self._fails:
-            raise self.Error("cuInit failed: no CUDA-capable device is detected")
-
-    def Device(self, index: int) -> FakePycuda:
-        return self
-
-    def make_context(self) -> FakePycuda:
-        return self
-
-    def pop(self) -> None:
-        self.calls.append("pop")
-
-    def detach(self) -> None:
-        self.calls.append("detach")
-
-    def mem_get_info(self) -> tuple[int, int]:
-        return 4 << 30, 8 << 30
-
-    def name(self) -> str:
-        return "Orin"
-
-    def compute_capability(self) -> tuple[int, int]:
-        return 8, 7
+    install()
+    monkeypatch.setattr(sys.modules["cuda.bindings.runtime"], "cudaGetDevice", no_driver)
+    assert find_gpu() is None
+    install("none")
+    assert find_gpu() is None
 
 
-def bind(monkeypatch: pytest.MonkeyPatch, runtime: object = None, pycuda: object = None) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda)  # type: ignore[arg-type]
-
-
-def test_the_gpu_is_found_by_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    bind(monkeypatch, FakeRuntime())
+def test_pycuda_is_asked_where_only_that_is_installed(install: Install) -> None:
+    machine = install("PyCUDA")
     assert find_gpu() == ORIN
-
-
-@pytest.mark.parametrize("call", ["device", "properties", "memory"])
-def test_an_error_code_of_cuda_means_no_gpu(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    bind(monkeypatch, FakeRuntime(fails=call))
-    assert find_gpu() is None
-
-
-def test_no_driver_and_no_binding_mean_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    bind(monkeypatch, NoDriver())
-    assert find_gpu() is None
-    bind(monkeypatch)
-    assert find_gpu() is None
-
-
-def test_pycuda_is_asked_where_only_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pycuda = FakePycuda()
-    bind(monkeypatch, pycuda=pycuda)
-    assert find_gpu() == ORIN
-    assert pycuda.calls == ["pop", "detach"]
-    bind(monkeypatch, pycuda=FakePycuda(fails=True))
+    assert machine.log == ["cuInit", "pop", "detach"]
+    install("PyCUDA").fails["cuInit"] = "no CUDA-capable device is detected"
     assert find_gpu() is None

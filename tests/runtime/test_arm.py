@@ -24,9 +24,9 @@ from edgecls.export.judge.float16_error import float16_tolerance
 from edgecls.export.judge.verify import verify
 from edgecls.golden import TOLERANCE, Golden
 from edgecls.manifest import Precision
-from edgecls.processor import int8_sums_overflow
+from edgecls.processor import int8_sums_overflow, session_settings
 from edgecls.runs import EXPORT, MODEL_FILES, Run
-from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend, session_settings, wrong_passes
+from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend, wrong_passes
 from edgecls.runtime.backends.protocol import BackendOptions
 
 

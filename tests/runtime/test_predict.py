@@ -23,8 +23,8 @@ from edgecls.errors import DatasetError, ImageError, OptionError, RunError
 from edgecls.export.graphs.graph import embed_manifest
 from edgecls.metrics import softmax
 from edgecls.prefetch import prefetch
+from edgecls.processor import session_settings
 from edgecls.runs import Run
-from edgecls.runtime.backends.onnx_runtime import session_settings
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import ClassifierOptions, OutputOptions, PredictOptions, RowsOptions, SourceOptions
 from edgecls.runtime.predict import predict

@@ -11,13 +11,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgecls.errors import ExportError, RunError
+from edgecls.processor import session_settings
 
 Floats = NDArray[np.float32]
 
 
 def session_of(model: onnx.ModelProto, file: Path, optimized: Path | None = None) -> Any:
     """ONNX Runtime on the CPU; `optimized` gets the graph with its constants folded. `file` is for messages."""
-    settings = onnxruntime.SessionOptions()
+    settings = session_settings(onnxruntime, 0)
     settings.log_severity_level = 4  # its errors are raised here, in our words
     if optimized:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgecls.calibration.collectors import Range
 from edgecls.images import Pixels
 from edgecls.prefetch import n_cores
-from edgecls.runtime.backends.onnx_runtime import session_settings
+from edgecls.processor import session_settings
 
 LARGEST: Final = float(np.finfo(np.float16).max)  # 65,504
 

@@ -19,7 +19,7 @@ from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
 from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.external_data import check_external_data
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx, read_onnx
 from edgecls.runtime.backends.protocol import Backend
 
 # What vouches for a file: its hash, nothing (no hash was written down), or not even that (the hash is another).
@@ -32,7 +32,7 @@ _FARTHEST: Final[Mapping[Precision, float]] = {
     "fp32": 0.01, "fp16": 0.03, "int8": ANOTHER_MODEL, "int8-cpu": ANOTHER_MODEL
 }  # fmt: skip
 
-_PRECISION_OF: Final = {name: precision for precision, name in MODEL_FILES.items()}
+PRECISION_OF: Final = {name: precision for precision, name in MODEL_FILES.items()}
 
 
 def check_belongs(file: Path) -> Proof:
@@ -51,7 +51,7 @@ def check_belongs(file: Path) -> Proof:
         if run:
             _check_engine(file, run)
         return "hash"
-    data = _read(file)
+    data = read_onnx(file)
     check_external_data(data, file)
     if run is None:
         return "hash"  # a lone file speaks for itself
@@ -113,23 +113,16 @@ def _run_of(file: Path) -> Run | None:
     folder = file.parent
     if file.suffix == ENGINE_SUFFIX:
         folder = folder.parent if folder.name == ENGINES else folder
-    elif file.name not in _PRECISION_OF:
+    elif file.name not in PRECISION_OF:
         return None
     return Run(folder) if os.path.isfile(folder / MANIFEST) else None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export") from error
 
 
 def _check_agreement(file: Path, inside: Manifest, run: Run) -> None:
     beside = run.manifest
     differing = list(contradictions(inside, beside))
-    if inside.precision != _PRECISION_OF[file.name]:
-        differing.append(f"precision {inside.precision}, and its name {_PRECISION_OF[file.name]}")
+    if inside.precision != PRECISION_OF[file.name]:
+        differing.append(f"precision {inside.precision}, and its name {PRECISION_OF[file.name]}")
     if differing:
         raise _foreign(file, differing, run)
 
@@ -139,7 +132,7 @@ def _check_hash(file: Path, digest: str, run: Run) -> Proof:
     if listed not in (None, digest):
         return "another"
     try:
-        measured = ExportRecord.read(run.folder).files.get(_PRECISION_OF[file.name])
+        measured = ExportRecord.read(run.folder).files.get(PRECISION_OF[file.name])
     except RunError:  # for those to tell who want what it says
         measured = None
     for name, said, value in (

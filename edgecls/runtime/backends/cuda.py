@@ -40,17 +40,13 @@ def find_gpu() -> Gpu | None:
     return _by_cuda_bindings() or _by_pycuda()
 
 
-class _CudaError(Exception):
-    """CUDA answered with an error code."""
-
-
 def _by_cuda_bindings() -> Gpu | None:
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
         device = _value(runtime.cudaGetDevice())
         properties = _value(runtime.cudaGetDeviceProperties(device))
         free, total = _value(runtime.cudaMemGetInfo())
-    except (ImportError, RuntimeError, _CudaError):  # RuntimeError: the binding found no driver library
+    except (ImportError, RuntimeError):  # the latter too where the binding found no driver library
         return None
     name = properties.name.partition(b"\0")[0].decode(errors="replace")
     return Gpu(name, (int(properties.major), int(properties.minor)), int(free), int(total))
@@ -60,11 +56,11 @@ def _value(answer: tuple[Any, ...]) -> Any:
     """What a call of cuda-bindings gave: it returns (error code, value...) and raises nothing.
 
     Raises:
-        _CudaError: the error code is not success.
+        RuntimeError: the error code is not success.
     """
     code, *values = answer
     if int(code) != 0:
-        raise _CudaError(code)
+        raise RuntimeError(f"error code {int(code)} of CUDA")
     return values[0] if len(values) == 1 else values
 
 
@@ -294,12 +290,12 @@ class _CudaBindings:
             self._stream = None
 
     def _do(self, doing: str, call: str, *arguments: Any) -> Any:
-        try:
-            return _value(getattr(self._runtime, call)(*arguments))
-        except _CudaError as error:
-            (code,) = error.args
+        answer = getattr(self._runtime, call)(*arguments)
+        code = answer[0]
+        if int(code) != 0:
             name, description = self._runtime.cudaGetErrorName(code)[1], self._runtime.cudaGetErrorString(code)[1]
-            raise _Refused(doing, name.decode(), description.decode()) from error
+            raise _Refused(doing, name.decode(), description.decode())
+        return _value(answer)
 
 
 class _PyCuda:

@@ -12,11 +12,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_type_hints
 
 from edgecls import __version__
 from edgecls.errors import EdgeclsError, MissingExtra, RunError
 from edgecls.manifest import Manifest, Precision
+from edgecls.records import check_kinds
 from edgecls.runtime.backends.batch_profile import BatchProfile
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -126,19 +127,6 @@ class EngineRecord:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     schema: int = SCHEMA
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "compute_capability", tuple(self.compute_capability))  # JSON gives lists
-        texts = ("tensorrt", "platform", "onnx_sha256", "engine_sha256", "edgecls", "created")
-        wrong = [name for name in texts if not isinstance(getattr(self, name), str)]
-        wrong += ["flavour"] if self.flavour not in get_args(Flavour) else []
-        wrong += ["gpu"] if not isinstance(self.gpu, str | None) else []
-        wrong += ["hardware_compatible"] if not isinstance(self.hardware_compatible, bool) else []
-        wrong += ["compute_capability"] if [type(n) for n in self.compute_capability] != [int, int] else []
-        wrong += ["optimization_level"] if not isinstance(self.optimization_level, int) else []
-        wrong += ["dla_core"] if not isinstance(self.dla_core, int | None) else []
-        if wrong:
-            raise RunError(f"engine record: {', '.join(wrong)} of another kind than expected")
-
     @property
     def precision(self) -> Precision:
         return self.manifest.precision
@@ -183,7 +171,8 @@ class EngineRecord:
                 raise RunError(f"schema {values['schema']}, this edgecls ({__version__}) reads {SCHEMA}")
             values["manifest"] = Manifest.from_json(json.dumps(values["manifest"]), str(path))
             values["batch"] = BatchProfile(**values["batch"])
-            return cls(**values)
+            check_kinds(values, get_type_hints(cls), RunError)
+            return cls(**{**values, "compute_capability": tuple(values["compute_capability"])})
         except OSError as error:
             raise RunError(f"{path}: no record beside the engine ({error.strerror}); build it again") from error
         except (ValueError, TypeError, LookupError, AttributeError, EdgeclsError) as error:

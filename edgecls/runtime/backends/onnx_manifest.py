@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from edgecls.errors import RunError
 from edgecls.manifest import METADATA_KEY, Manifest
@@ -32,6 +33,23 @@ def manifest_of_onnx(model: bytes, source: str) -> Manifest:
         f"{source}: no edgecls manifest in this file, so its labels and preprocessing are unknown; "
         "expected an ONNX file that edgecls export wrote"
     )
+
+
+def manifest_of_file(file: Path) -> Manifest:
+    """The same of a file."""
+    return manifest_of_onnx(read_onnx(file), str(file))
+
+
+def read_onnx(file: Path) -> bytes:
+    """The bytes of a model file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export") from error
 
 
 def fields_of(message: memoryview) -> Iterator[tuple[int, memoryview]]:

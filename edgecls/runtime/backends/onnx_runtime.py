@@ -9,7 +9,6 @@ from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.images import Pixels
 from edgecls.manifest import METADATA_KEY, Manifest, Precision
+from edgecls.processor import session_settings
 from edgecls.runs import ENGINES
 from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.options import Device
 from edgecls.runtime.stages import StageTimes
 
@@ -31,7 +31,6 @@ _PROVIDERS: Final[Mapping[Provided, str]] = {
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-_ERRORS_ONLY: Final = 3  # ONNX Runtime's log severity
 
 # It makes the float16 biases of TensorRT's INT8 graph int32, by scales that it multiplies in float16: where the product
 # is below 6e-8 the bias is lost, and half of the answers with it (seen with 1.31). The CPU's graph has int32 biases.
@@ -42,7 +41,7 @@ _WRONG_PASSES: Final = ("WeightBiasQuantization",)
 _WRONG_PASSES_FOR_FLOAT16_SCALES: Final = ("QDQSelectorActionTransformer",)
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """A session; on a CPU each calling thread is a lane of its own, on a GPU one thread of ours makes all calls.
 
     The CUDA provider keeps handles for each calling thread, and plans its convolutions anew in the first call and after
@@ -51,36 +50,14 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, model: Path | bytes, options: BackendOptions) -> None:
-        """Open a model that edgecls wrote: its file, or the bytes of one. `auto` is a CUDA GPU where there is one.
+        """Open a model that edgecls wrote: its file, or the bytes of one.
 
         Raises:
-            MissingExtra: ONNX Runtime is not installed.
-            OptionError: the device is asked for and not there.
+            MissingExtra, OptionError: as `open_session` does.
             RunError: not an ONNX file, damaged, or without an edgecls manifest.
         """
-        source = "the graph" if isinstance(model, bytes) else str(model)
-        onnxruntime = _onnxruntime(f"opening {source}", options.device)
-        device = _device(onnxruntime.get_available_providers(), options.device)
-        settings = session_settings(onnxruntime, options.threads_per_lane)
-        if device != "cpu":
-            _find_cuda(onnxruntime)
-        try:
-            session = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else str(model),
-                settings,
-                providers=_providers(device, model),
-                disabled_optimizers=wrong_passes(_precision(model, source)),
-            )
-        except Exception as error:  # the binding raises a class of its own for each kind of damage
-            reason = str(error).splitlines()[0]
-            raise RunError(
-                f"{source}: ONNX Runtime cannot open it: {reason}; expected an ONNX file of edgecls export, or a run"
-            ) from error
-        if session.get_providers()[0] != _PROVIDERS[device]:  # it falls back to the CPU and goes on
-            raise OptionError(
-                f"--device {device}: ONNX Runtime has {_PROVIDERS[device]} but could not start it, its libraries or "
-                "the driver are missing; see what it prints with ORT_LOG_LEVEL=1, or use --device cpu"
-            )
+        source = _source(model)
+        session, device = open_session(model, options)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise RunError(
@@ -110,32 +87,53 @@ class OnnxRuntimeBackend:
             times.add("infer", time.perf_counter() - started, len(images))
         return cast(NDArray[np.float32], logits)
 
-    def __enter__(self) -> OnnxRuntimeBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._session = None  # frees the session's memory, on the GPU too
         if self._caller:
             self._caller.shutdown()
 
 
-def session_settings(onnxruntime: Any, n_threads: int) -> Any:
-    """How every session of ours is opened.
+def open_session(model: Path | bytes, options: BackendOptions, profile: Path | None = None) -> tuple[Any, Provided]:
+    """A session, and what it runs on: `auto` is a CUDA GPU where there is one.
 
     Args:
-        n_threads: of one call.
+        profile: where given, the session times its operators and writes that into a file whose path begins so.
+
+    Raises:
+        MissingExtra: ONNX Runtime is not installed.
+        OptionError: the device is asked for and not there.
+        RunError: not an ONNX file, or damaged.
     """
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
-    settings.intra_op_num_threads = n_threads
-    # threads that wait for work by spinning would take the cores from the decoding threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # CPUs without VNNI add two products of uint8 and int8 in 16 bits, which overflows: loud channels are cut off
-    # without a word. There ONNX Runtime then takes uint8 weights; elsewhere this changes nothing
-    settings.add_session_config_entry("session.x64quantprecision", "1")
-    return settings
+    source = _source(model)
+    onnxruntime = _onnxruntime(f"opening {source}", options.device)
+    device = _device(onnxruntime.get_available_providers(), options.device)
+    settings = session_settings(onnxruntime, options.threads_per_lane)
+    if profile:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
+    if device != "cpu":
+        _find_cuda(onnxruntime)
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            settings,
+            providers=_providers(device, model),
+            disabled_optimizers=wrong_passes(_precision(model, source)),
+        )
+    except Exception as error:  # the binding raises a class of its own for each kind of damage
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"{source}: ONNX Runtime cannot open it: {reason}; expected an ONNX file of edgecls export, or a run"
+        ) from error
+    if session.get_providers()[0] != _PROVIDERS[device]:  # it falls back to the CPU and goes on
+        raise OptionError(
+            f"--device {device}: ONNX Runtime has {_PROVIDERS[device]} but could not start it, its libraries or "
+            "the driver are missing; see what it prints with ORT_LOG_LEVEL=1, or use --device cpu"
+        )
+    return session, device
+
+
+def _source(model: Path | bytes) -> str:
+    return "the graph" if isinstance(model, bytes) else str(model)
 
 
 def wrong_passes(precision: Precision | None) -> list[str]:

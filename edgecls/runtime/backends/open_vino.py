@@ -6,7 +6,6 @@ import importlib
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -14,50 +13,25 @@ from numpy.typing import NDArray
 
 from edgecls.errors import MissingExtra, RunError
 from edgecls.images import Pixels
+from edgecls.manifest import Manifest
 from edgecls.runtime.backends.external_data import check_external_data
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx, read_onnx
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.stages import StageTimes
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """A compiled model; each calling thread has an inference request of its own."""
 
     name = "openvino-cpu"
-    runs_in_caller = False
-    wants_whole_batches = False
 
     def __init__(self, model: Path, options: BackendOptions) -> None:
         """Open an ONNX file that edgecls wrote.
 
         Raises:
-            MissingExtra: OpenVINO is not installed.
-            RunError: not an ONNX file, damaged, without an edgecls manifest, or with weights from elsewhere.
+            MissingExtra, RunError: as `compile_model` does, or the graph does not fit its manifest.
         """
-        openvino = _openvino()
-        try:
-            data = model.read_bytes()
-        except OSError as error:
-            raise RunError(
-                f"{model}: cannot be read ({error.strerror}); expected an ONNX file of edgecls export"
-            ) from error
-        self.manifest = manifest_of_onnx(data, str(model))
-        # with the file's path it would look for the weights beside it; with bytes, in the working folder
-        source = str(model) if check_external_data(data, model) else data
-        settings = {
-            # where a CPU has bfloat16, OpenVINO computes float32 layers in it: slower on some, and other answers
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": options.n_lanes,
-            "INFERENCE_NUM_THREADS": options.threads,
-            # bound to a core each, its threads meet our decoding there while another core idles
-            "ENABLE_CPU_PINNING": False,
-        }
-        try:
-            core = openvino.Core()
-            compiled = core.compile_model(core.read_model(source), "CPU", settings)
-        except Exception as error:  # the binding raises RuntimeError with a trace of its source in it
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"{model}: OpenVINO cannot open it: {reason}; use --device cpu (ONNX Runtime)") from error
+        compiled, self.manifest = compile_model(model, options)
         given, answered = compiled.input(0), compiled.output(0)
         shape = [size.get_length() for size in list(given.partial_shape)[1:]]
         n_answers = list(answered.partial_shape)[1].get_length()
@@ -79,27 +53,41 @@ class OpenVinoBackend:
             times.add("infer", time.perf_counter() - started, len(images))
         return cast(NDArray[np.float32], answered[0])
 
-    def __enter__(self) -> OpenVinoBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._compiled = None
         self._of_thread = threading.local()
 
 
-def has_openvino() -> bool:
-    """Whether OpenVINO can be imported here; takes its import, a fifth of a second."""
-    try:
-        _openvino()
-    except MissingExtra:
-        return False
-    return True
+def compile_model(model: Path, options: BackendOptions, **more: bool) -> tuple[Any, Manifest]:
+    """A network as OpenVINO's `CompiledModel`, and what its file says about itself.
 
+    Args:
+        more: settings of OpenVINO besides ours, such as PERF_COUNT.
 
-def _openvino() -> Any:
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        RunError: not an ONNX file, damaged, without an edgecls manifest, or with weights from elsewhere.
+    """
     try:
-        return importlib.import_module("openvino")
+        openvino: Any = importlib.import_module("openvino")
     except ImportError as error:
         raise MissingExtra("--device openvino", "openvino") from error
+    data = read_onnx(model)
+    manifest = manifest_of_onnx(data, str(model))
+    # with the file's path it would look for the weights beside it; with bytes, in the working folder
+    source = str(model) if check_external_data(data, model) else data
+    settings = {
+        # where a CPU has bfloat16, OpenVINO computes float32 layers in it: slower on some, and other answers
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": options.n_lanes,
+        "INFERENCE_NUM_THREADS": options.threads,
+        # bound to a core each, its threads meet our decoding there while another core idles
+        "ENABLE_CPU_PINNING": False,
+        **more,
+    }
+    try:
+        core = openvino.Core()
+        return core.compile_model(core.read_model(source), "CPU", settings), manifest
+    except Exception as error:  # the binding raises RuntimeError with a trace of its source in it
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"{model}: OpenVINO cannot open it: {reason}; use --device cpu (ONNX Runtime)") from error

@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,7 @@ from edgecls.runtime.backends.protocol import Backend, closed
 from edgecls.runtime.stages import StageTimes
 
 
-class OwnInEachProcess:
+class OwnInEachProcess(Backend):
     """A backend that is opened again in a child process, by the same call."""
 
     def __init__(self, opened: Callable[[], Backend]) -> None:
@@ -61,15 +60,10 @@ class OwnInEachProcess:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._backend))  # nor at the end of the child
         self._backend, self._lock = None, threading.Lock()  # whoever held the old lock is not here
 
-    def __enter__(self) -> OwnInEachProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._is_closed = True
         if self._backend is not None:
-            self._backend.__exit__(kind, error, trace)
+            self._backend.close()
 
 
 _OPEN: Final[weakref.WeakSet[Any]] = weakref.WeakSet()

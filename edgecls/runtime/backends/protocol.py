@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from edgecls.prefetch import n_cores
 from edgecls.runtime.options import Device
 from edgecls.runtime.stages import StageTimes
 
+_Self = TypeVar("_Self", bound="Backend")
+
 
 class Backend(Protocol):
-    """An opened model: owns its memory between `with` and the end of the block; any thread may call `infer`.
+    """An opened model, which owns its memory until it is closed, or a `with` block ends; any thread may call `infer`.
 
     Attributes:
         manifest: what the file says about itself.
@@ -32,9 +34,10 @@ class Backend(Protocol):
     manifest: Manifest
     name: str
     n_lanes: int
-    runs_in_caller: bool
-    wants_whole_batches: bool
+    runs_in_caller: bool = False
+    wants_whole_batches: bool = False
 
+    @abstractmethod
     def infer(self, images: Pixels, times: StageTimes | None = None) -> NDArray[np.float32]:
         """(n, h, w, 3) uint8 RGB, n >= 1 -> logits (n, n_classes) float32.
 
@@ -44,13 +47,16 @@ class Backend(Protocol):
         Raises:
             RunError: the model has been closed, or the engine failed.
         """
-        ...
 
-    def __enter__(self) -> Backend: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Give its memory back."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,11 @@ def check_signature(source: str, manifest: Manifest, dtype: str, input_shape: li
             f"{source}: the graph does not fit its manifest: takes {[dtype, *input_shape]}, expected {expected}; "
             f"answers {n_answers} classes, expected {len(manifest.labels)}"
         )
+
+
+def noise(n: int, manifest: Manifest) -> Pixels:
+    """(n, h, w, 3) uint8 for a model that is only timed; the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (n, *manifest.preprocessing.size_hw, 3), np.uint8)
 
 
 def closed() -> RunError:

@@ -16,22 +16,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError
 from edgecls.golden import Golden
-from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.processor import cpu_name, int8_sums_overflow
 from edgecls.runs import ENGINES, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
-from edgecls.runtime.backends.belonging import another, answers_as, check_belongs
+from edgecls.runtime.backends.belonging import PRECISION_OF, another, answers_as, check_belongs
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX
 from edgecls.runtime.backends.export_record import ExportRecord
-from edgecls.runtime.backends.onnx_manifest import manifest_of_onnx
+from edgecls.runtime.backends.onnx_manifest import manifest_of_file
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend, onnxruntime_devices
 from edgecls.runtime.backends.open_vino import OpenVinoBackend
 from edgecls.runtime.backends.own_process import OwnInEachProcess
-from edgecls.runtime.backends.protocol import Backend, BackendOptions
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, noise
 from edgecls.runtime.backends.tensor_rt import TensorRtBackend, find_engine
 from edgecls.runtime.options import AskedPrecision, Device
 
@@ -144,11 +141,12 @@ def can_run(file: Path, precision: Precision) -> list[Candidate]:
 
 
 def _on_device(path: Path, precision: AskedPrecision, device: Device, on_note: Callable[[str], None]) -> Candidate:
-    if device == "openvino" and path.suffix != ENGINE_SUFFIX and int8_sums_overflow():
+    is_engine = path.suffix == ENGINE_SUFFIX
+    if is_engine and device != "tensorrt":
+        raise OptionError(f"--device {device}: {path} is an engine, which TensorRT runs; leave the flag out")
+    if device == "openvino" and int8_sums_overflow():
         return Candidate(_file_without_overflow(path, precision, on_note), device)
-    if device != "tensorrt" or path.suffix == ENGINE_SUFFIX:
-        if path.suffix == ENGINE_SUFFIX and device != "tensorrt":
-            raise OptionError(f"--device {device}: {path} is an engine, which TensorRT runs; leave the flag out")
+    if is_engine or device != "tensorrt":
         return Candidate(_file_for(path, precision, device), device)
     engine = _engine_of(path, precision) if path.is_dir() else None
     if engine:
@@ -187,7 +185,7 @@ def _candidates(path: Path, precision: AskedPrecision) -> Iterator[Candidate]:
     in_onnxruntime = onnxruntime_devices()
     if "cpu" in in_onnxruntime:
         yield Candidate(_file_for(path, precision, "cpu"), "cpu")
-    for_openvino = _file_for(path, precision, "openvino") if _version("openvino") else None
+    for_openvino = _file_for(path, precision, "openvino") if version_of("openvino") else None
     if for_openvino and _openvino_is_right(_precision_of(for_openvino)):
         yield Candidate(for_openvino, "openvino")
     if "cuda" in in_onnxruntime:
@@ -203,12 +201,11 @@ def _openvino_is_right(precision: Precision) -> bool:
     Without VNNI its sums of INT8 products overflow, and it has no switch against that as ONNX Runtime has: a tiny
     network's logits were off by ten times as much.
     """
-    return bool(_version("openvino")) and not (precision == "int8-cpu" and int8_sums_overflow())
+    return bool(version_of("openvino")) and not (precision == "int8-cpu" and int8_sums_overflow())
 
 
 def _precision_of(file: Path) -> Precision:
-    named = {name: precision for precision, name in MODEL_FILES.items()}
-    return named.get(file.name) or manifest_of_onnx(file.read_bytes(), str(file)).precision
+    return PRECISION_OF.get(file.name) or manifest_of_file(file).precision
 
 
 def _engine_of(run: Path, precision: AskedPrecision) -> Path | None:
@@ -255,7 +252,7 @@ def file_for_engine(path: Path, precision: AskedPrecision) -> Path:
     """
     if not path.is_dir():
         if precision != "auto" and path.is_file():
-            inside = manifest_of_onnx(path.read_bytes(), str(path)).precision
+            inside = manifest_of_file(path).precision
             if inside != precision:
                 raise OptionError(f"--precision {precision}: {path} is {inside}; leave the flag out")
         return path
@@ -267,7 +264,7 @@ def _fastest(
     path: Path, candidates: Sequence[Candidate], options: BackendOptions, on_note: Callable[[str], None]
 ) -> Candidate:
     if path.is_file():  # before every engine says in its own way that it is none of ours
-        manifest_of_onnx(path.read_bytes(), str(path))
+        manifest_of_file(path)
     key = _key(candidates, options)
     known = _read_cache()
     speeds = known.get(key)
@@ -313,9 +310,7 @@ def _golden_of(path: Path) -> Golden | None:
 
 def _images_per_second(backend: Backend) -> float:
     """Of inference alone, with every lane busy."""
-    batch: Pixels = np.random.default_rng(0).integers(
-        0, 256, (_N_TIMED, *backend.manifest.preprocessing.size_hw, 3), np.uint8
-    )
+    batch = noise(_N_TIMED, backend.manifest)
 
     def infer_until(deadline: float) -> int:
         done = 0
@@ -334,13 +329,13 @@ def _images_per_second(backend: Backend) -> float:
 
 def _key(candidates: Sequence[Candidate], options: BackendOptions) -> str:
     decides = [
-        platform.node(), cpu_name(), options.threads, options.n_lanes, [_version(name) for name in _RUNTIMES],
+        platform.node(), cpu_name(), options.threads, options.n_lanes, [version_of(name) for name in _RUNTIMES],
         [(str(each), sha256_of(each.file) if each.file.is_file() else "") for each in candidates],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     """Of an installed package, without importing it; empty where it is not installed."""
     try:
         return metadata.version(package)

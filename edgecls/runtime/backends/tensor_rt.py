@@ -6,13 +6,12 @@ import hashlib
 import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,7 @@ from edgecls.images import Pixels
 from edgecls.manifest import Precision
 from edgecls.runtime.backends.cuda import Cuda, Gpu, find_gpu, open_cuda
 from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, logger_of
-from edgecls.runtime.backends.protocol import BackendOptions, check_signature, closed
+from edgecls.runtime.backends.protocol import Backend, BackendOptions, check_signature, closed
 from edgecls.runtime.stages import Stage, StageTimes
 
 _AMPERE: Final = (8, 0)
@@ -69,24 +68,16 @@ def find_engine(folder: Path, precision: Precision) -> Path | None:
     return max(fitting, key=lambda file: (records[file].created, file.stat().st_mtime_ns), default=None)
 
 
-class TensorRtBackend:
+class TensorRtBackend(Backend):
     """An engine on a GPU, whose memory and every call belong to one thread; any thread may call `infer`."""
 
     n_lanes = 1
-    runs_in_caller = False
-    wants_whole_batches = False
 
     def __init__(self, engine: Path, options: BackendOptions) -> None:
-        """Open an engine with its record beside it. (The options are for CPUs and change nothing here.)
-
-        Raises:
-            MissingExtra: TensorRT or a binding to CUDA is not installed.
-            OptionError: there is no GPU that can be used.
-            RunError: the engine has no record, is not what the record says, or is not one for this machine.
-        """
+        """Open an engine, or raise what `open_engine` does. (The options are for CPUs and change nothing here.)"""
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="tensorrt")
         try:
-            self._engine = self._owner.submit(_open, engine).result()
+            self._engine = self._owner.submit(open_engine, engine).result()
         except BaseException:
             self._owner.shutdown()
             raise
@@ -132,12 +123,7 @@ class TensorRtBackend:
                 self._free.append(slot)
                 self._changed.notify_all()
 
-    def __enter__(self) -> TensorRtBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         with self._changed:
             if self._closed:
                 return
@@ -166,7 +152,14 @@ class _Size:
     graph: Any = None
 
 
-def _open(file: Path) -> _Engine:
+def open_engine(file: Path) -> Engine:
+    """An engine with its record beside it, which belongs to this thread.
+
+    Raises:
+        MissingExtra: TensorRT or a binding to CUDA is not installed.
+        OptionError: there is no GPU that can be used.
+        RunError: the engine has no record, is not what the record says, or is not one for this machine.
+    """
     record = EngineRecord.read(file)
     tensorrt = find_tensorrt()
     try:
@@ -176,7 +169,7 @@ def _open(file: Path) -> _Engine:
     if hashlib.sha256(plan).hexdigest() != record.engine_sha256:
         raise RunError(f"{file}: not the bytes that its record was written for (sha256 differs); {_REBUILD}")
     # before anything else is asked of the GPU: where there is none, this says why
-    engine = _Engine(file, record, tensorrt, open_cuda())
+    engine = Engine(file, record, tensorrt, open_cuda())
     try:
         reason = fits(record, tensorrt, find_gpu())
         if reason:
@@ -188,7 +181,7 @@ def _open(file: Path) -> _Engine:
     return engine
 
 
-class _Engine:
+class Engine:
     """A loaded engine with its memory; every method is called in the owner's thread."""
 
     def __init__(self, file: Path, record: EngineRecord, tensorrt: TensorRT, cuda: Cuda) -> None:
@@ -200,6 +193,7 @@ class _Engine:
         self._sizes: OrderedDict[int, _Size] = OrderedDict()
         # TensorRT for RTX captures by itself, when it has compiled kernels for the size: ours would keep the first ones
         self._captures = not tensorrt.is_rtx
+        self._profiler: Any = None
 
     def load(self, plan: bytes) -> None:
         """Make the engine ready and take all memory that it will need."""
@@ -254,6 +248,18 @@ class _Engine:
                 raise
             raise self._failed(f"failed: {error}") from error  # CUDA's error, and what TensorRT said before it
 
+    def profiled(self, images: Pixels, profiler: Any) -> Callable[[], None]:
+        """A call that infers these images, in no graph, and tells TensorRT's profiler how long each layer took."""
+        self._profiler, n = profiler, len(images)  # kept here: a context does not
+        self.slots[0].images[:n] = images
+        self._cuda.copy_in(self._images, self.slots[0].images[:n])
+
+        def call() -> None:
+            self._enqueue(self._ready(n).context)
+            self._cuda.synchronise()
+
+        return call
+
     def _ready(self, n: int) -> _Size:
         """The context of a batch size, and from its second run on its graph, before the clock starts.
 
@@ -281,12 +287,15 @@ class _Engine:
         if self._tensorrt.is_rtx:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._profiler is None:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(strategy)
         if context is None:
             raise self._failed(f"cannot make an execution context for {n} images")
+        if self._profiler is not None:
+            context.profiler = self._profiler
         context.set_device_memory(self._scratch, self._scratch_bytes)
         shape = (n, *self.record.manifest.preprocessing.size_hw, 3)
         if not (

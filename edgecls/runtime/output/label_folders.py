@@ -13,17 +13,9 @@ from typing import Final
 
 _FORBIDDEN: Final = re.compile(r'[<>:"/\\|?*]')
 _UNWRITABLE: Final = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, separators of lines
-_DEVICES: Final = frozenset(
-    (
-        "CON",
-        "PRN",
-        "AUX",
-        "NUL",
-        "CONIN$",
-        "CONOUT$",
-        *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"),
-    )
-)
+_DEVICES: Final = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"
+}
 _MOST_BYTES: Final = 200  # file systems allow 255, and a number may come behind
 
 

@@ -15,7 +15,7 @@ from edgecls.errors import RunError
 from edgecls.runs import atomic_path
 from edgecls.runtime.options import OutputOptions, SortBy
 from edgecls.runtime.output.label_folders import folder_names
-from edgecls.runtime.output.rows import CsvTable
+from edgecls.runtime.output.row import CsvTable
 from edgecls.runtime.pipeline import Frame, Picture, Unreadable
 from edgecls.runtime.prediction import Prediction
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgecls.errors import MissingExtra
-from edgecls.runtime.output.columns import row
+from edgecls.runtime.output.row import row
 from edgecls.runtime.prediction import Prediction
 
 _PARQUET_ROWS: Final = 10_000  # a row group: what is in memory before it is written

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO, cast, get_args
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from edgecls.errors import OptionError, RunError
 from edgecls.runs import atomic_path, write_json
-from edgecls.runtime.options import Format, RowsOptions
-from edgecls.runtime.output.columns import columns, row
+from edgecls.runtime.options import RowsOptions
 from edgecls.runtime.output.parquet import ParquetRows
-from edgecls.runtime.prediction import Prediction, Status
+from edgecls.runtime.output.row import TextRows, columns, prediction_of
+from edgecls.runtime.prediction import Prediction
 
 try:
     import fcntl
@@ -69,7 +68,7 @@ def open_rows(
     if len(set(names)) < len(names):
         raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
     if options.file is None:
-        yield _TextRows(_utf8(sys.stdout), options.kind, names, members)
+        yield TextRows(_utf8(sys.stdout), options.kind, names, members)
         sys.stdout.flush()
         return
     out = options.file.resolve()  # a link is written through, not replaced
@@ -88,56 +87,6 @@ def _utf8(stream: TextIO) -> TextIO:
     return stream
 
 
-class CsvTable:
-    """Rows of a CSV whose lines end with a line feed.
-
-    The csv module quotes a carriage return only where lines end with one, and reads an unquoted one as a line's end.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._plain = csv.writer(file, lineterminator="\n")
-        self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-    def write(self, cells: Sequence[Any]) -> None:
-        has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
-        (self._quoted if has_return else self._plain).writerow(cells)
-
-
-class _TextRows:
-    """CSV or JSON lines into an open file."""
-
-    def __init__(
-        self, file: TextIO, format: Format, names: Sequence[str], members: Sequence[str], has_header: bool = False
-    ) -> None:
-        self._file, self._names, self._members = file, names, members
-        self._table = CsvTable(file) if format == "csv" else None
-        if self._table and not has_header:
-            self._table.write(names)
-
-    def kept(self) -> Iterator[Prediction]:
-        return iter(())
-
-    def write(self, prediction: Prediction) -> None:
-        values = row(prediction, self._members)
-        if self._table:
-            self._table.write([values.get(name) for name in self._names])
-            return
-        in_order = {name: values.get(name) for name in self._names}
-        # JSON is Unicode: names that are other bytes are escaped
-        self._file.write(json.dumps(in_order, ensure_ascii=not _is_unicode(prediction.path)) + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class _RowFile:
     """A text file of rows that a killed process leaves in a state to go on from."""
 
@@ -153,7 +102,7 @@ class _RowFile:
         self._end = 0  # of the rows that are kept, in bytes
         self._is_read = False
         self._file: BinaryIO
-        self._rows: _TextRows | None = None
+        self._rows: TextRows | None = None
 
     def __enter__(self) -> _RowFile:
         try:
@@ -215,7 +164,7 @@ class _RowFile:
             with suppress(ValueError, KeyError, TypeError):  # a row that was damaged: it and what follows are made anew
                 for values, end_of_row in found:
                     if values is not None:
-                        yield _prediction(values, self._members)
+                        yield prediction_of(values, self._members)
                     self._end = end_of_row
         self._is_read = True
 
@@ -233,29 +182,29 @@ class _RowFile:
         # file names are bytes to the system; those that are not UTF-8 are written back as they were
         text = open(self._file.fileno(), "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=False)  # noqa: SIM115
         self._text = text
-        self._rows = _TextRows(text, self._format, self._names, self._members, has_header=self._end > 0)
+        self._rows = TextRows(text, self._format, self._names, self._members, has_header=self._end > 0)
 
     def write(self, prediction: Prediction) -> None:
-        try:
+        with self._writing():
             if self._rows is None:
                 self._start()
             assert self._rows is not None
             self._rows.write(prediction)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def flush(self) -> None:
-        try:
+        with self._writing():
             if self._rows:
                 self._rows.flush()
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(
-            f"cannot write {self._out}: {error.strerror or error}; {self._partial.name} keeps the rows so far: "
-            "make room, then add --resume"
-        )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self._out}: {error.strerror or error}; {self._partial.name} keeps the rows so far: "
+                "make room, then add --resume"
+            ) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -268,14 +217,12 @@ class _RowFile:
                 self._file.close()
 
     def _finish(self) -> None:
-        try:
+        with self._writing():
             if self._rows is None:
                 self._start()
             self.flush()
             os.replace(self._partial, self._out)
             self._record.unlink(missing_ok=True)
-        except OSError as failed:
-            raise self._unwritable(failed) from failed
 
     def _stop(self) -> None:
         """Keep the rows so far, whatever has happened; a file without any goes."""
@@ -289,15 +236,11 @@ class _RowFile:
 
 def _csv_rows(file: BinaryIO, names: Sequence[str]) -> Iterator[tuple[dict[str, str] | None, int]]:
     """The whole rows of a CSV that may end anywhere, each with the offset of its end; None for the header."""
-    file.seek(0)
-    read = 0
+    end = 0
 
     def lines() -> Iterator[str]:
-        nonlocal read
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            read += len(line)
+        nonlocal end
+        for line, end in _whole_lines(file):  # noqa: B007  `end` is what is read so far, at each row
             yield line.decode("utf-8", errors="surrogateescape")
 
     reader = csv.reader(lines(), strict=True)  # strict: a row that ends within quotes is an error
@@ -305,48 +248,23 @@ def _csv_rows(file: BinaryIO, names: Sequence[str]) -> Iterator[tuple[dict[str, 
         for number, cells in enumerate(reader):
             if len(cells) != len(names):
                 return
-            yield (dict(zip(names, cells, strict=True)) if number else None), read
+            yield (dict(zip(names, cells, strict=True)) if number else None), end
 
 
 def _json_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    file.seek(0)
-    read = 0
-    for line in file:
-        if not line.endswith(b"\n"):
-            return
-        read += len(line)
+    for line, end in _whole_lines(file):
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not an object")
-        yield values, read
+        yield values, end
 
 
-def _prediction(values: Mapping[str, Any], members: Sequence[str]) -> Prediction:
-    """A row read back; probabilities have six digits.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is damaged.
-    """
-    if values["status"] not in get_args(Status):
-        raise ValueError(f"status {values['status']!r}")
-    top = [(values["label"], _number(values["probability"]))] if values["status"] == "ok" else []
-    for rank in range(2, len(values)):
-        if not values.get(f"label_{rank}"):
-            break
-        top.append((values[f"label_{rank}"], _number(values[f"probability_{rank}"])))
-    has_votes = bool(members) and values["status"] != "error"
-    return Prediction(
-        values["path"],
-        cast(Status, values["status"]),
-        values["label"] or "",
-        _number(values["probability"]),
-        values["reason"] or "",
-        tuple(top),
-        _number(values["agreement"]) if has_votes else None,
-        _number(values["entropy"]) if has_votes else None,
-        tuple(values[name] for name in members) if has_votes else (),
-    )
-
-
-def _number(value: Any) -> float:
-    return float(value) if value not in ("", None) else math.nan
+def _whole_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line that was not cut off, with the offset of its end."""
+    file.seek(0)
+    end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        end += len(line)
+        yield line, end

@@ -23,7 +23,7 @@ from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import Device
 from tests.conftest import draw, write_linear_model
 
-needs_openvino = pytest.mark.skipif(not selection._version("openvino"), reason="needs edgecls[openvino]")
+needs_openvino = pytest.mark.skipif(not selection.version_of("openvino"), reason="needs edgecls[openvino]")
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_cuda_that_is_not_there_is_an_error(run: Path) -> None:
 
 def test_with_nothing_installed_the_extra_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "onnxruntime_devices", list)
-    monkeypatch.setattr(selection, "_version", lambda package: "")
+    monkeypatch.setattr(selection, "version_of", lambda package: "")
     with pytest.raises(MissingExtra, match=r'pip install "edgecls\[cpu\]"'):
         select(run)
     with pytest.raises(MissingExtra, match=r'pip install "edgecls\[cpu\]"'):
@@ -205,7 +205,7 @@ def test_the_golden_answers_are_those_that_a_backend_is_held_to(run: Path) -> No
 
 
 def test_openvino_runs_no_int8_where_its_sums_overflow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_version", lambda name: "1")
+    monkeypatch.setattr(selection, "version_of", lambda name: "1")
     for overflows, expected in ((False, ["cpu", "openvino"]), (True, ["cpu"])):
         monkeypatch.setattr(selection, "int8_sums_overflow", lambda answer=overflows: answer)
         for precision, devices in (("fp32", ["cpu", "openvino"]), ("int8", expected)):

@@ -1,16 +1,8 @@
-"""TensorRT as a backend: by stand-ins that compute over real memory, and by the real ones where there is a GPU.
-
-The stand-ins hold what is enqueued until somebody waits for the stream, as a GPU does: an answer that is read too
-early, memory that is used again too early or a copy of the wrong length show as wrong numbers.
-"""
+"""TensorRT as a backend: by stand-ins that compute over real memory, and by the real ones where there is a GPU."""
 
 from __future__ import annotations
 
-import ctypes
-import enum
-import hashlib
 import os
-import platform
 import sys
 import threading
 import time
@@ -27,540 +19,23 @@ from edgecls.errors import MissingExtra, OptionError, RunError
 from edgecls.export.engine import build_engine
 from edgecls.export.options import EngineOptions
 from edgecls.images import Pixels
-from edgecls.manifest import Manifest, Preprocessing
-from edgecls.runs import write_json
+from edgecls.manifest import Preprocessing
 from edgecls.runtime.backends.batch_profile import BatchProfile
-from edgecls.runtime.backends.cuda import Gpu, _CudaBindings, find_gpu, open_cuda
-from edgecls.runtime.backends.engine_file import EngineRecord, TensorRT, find_tensorrt, sidecar
+from edgecls.runtime.backends.cuda import _CudaBindings, find_gpu, open_cuda
+from edgecls.runtime.backends.engine_file import TensorRT, find_tensorrt, sidecar
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.backends.tensor_rt import TensorRtBackend, find_engine, fits
 from edgecls.runtime.stages import StageTimes
 from tests.export.test_engine import write_onnx
+from tests.fakes.cuda import ORIN, FakeRuntime, Machine
+from tests.fakes.tensorrt import HERE, PLAN, RECORD, FakeTensorRTRTX, Install, means, write_engine
 
-ORIN = Gpu("Orin", (8, 7), free_bytes=4 << 30, total_bytes=8 << 30)
-HERE = f"{platform.system()}-{platform.machine()}".lower()
-PLAN = b"an engine"
 OPTIONS = BackendOptions("tensorrt")
-RECORD = EngineRecord(
-    flavour="tensorrt",
-    tensorrt="10.3.0",
-    platform=HERE,
-    gpu="Orin",
-    compute_capability=(8, 7),
-    batch=BatchProfile(2, 4, 8),
-    optimization_level=3,
-    dla_core=None,
-    hardware_compatible=False,
-    onnx_sha256="0" * 64,
-    engine_sha256=hashlib.sha256(PLAN).hexdigest(),
-    manifest=Manifest(("a", "b", "c"), Preprocessing(size_hw=(8, 8)), model="tiny", precision="int8"),
-)
-
-
-def write_engine(path: Path, record: EngineRecord = RECORD, plan: bytes = PLAN) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(plan)
-    write_json(sidecar(path), record.to_json())
-    return path
 
 
 def pictures(n: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
-
-
-def means(images: Pixels) -> np.ndarray[Any, Any]:
-    """What the engine of the stand-ins answers: the mean of each channel."""
-    return np.asarray(images.astype(np.float32).mean(axis=(1, 2)))
-
-
-# A GPU that is a queue, seen through stand-ins for cuda-bindings and PyCUDA
-
-
-class Machine:
-    """A GPU with one stream, whose memory is this process's own; `log` has every call and `threads` who made them.
-
-    Attributes:
-        fails: the call that is to fail, and with what.
-        in_graph: whether work may be captured.
-    """
-
-    def __init__(self, gpu: Gpu = ORIN) -> None:
-        self.gpu = gpu
-        self.fails: dict[str, tuple[str, str]] = {}
-        self.in_graph = True
-        self.log: list[str] = []
-        self.threads: set[int] = set()
-        self.memory: dict[int, Any] = {}
-        self.page_locked: set[int] = set()
-        self.queue: list[Callable[[], None]] = []
-        self.captured: list[Callable[[], None]] | None = None
-        self.events: list[Event] = []
-        self.graphs: list[Graph] = []
-        self.streams = 0
-        self.clock_ms = 0.0
-
-    def called(self, name: str) -> None:
-        self.log.append(name)
-        self.threads.add(threading.get_ident())
-
-    def allocate(self, n_bytes: int) -> int:
-        assert n_bytes > 0
-        block = (ctypes.c_uint8 * n_bytes)(*(b"\xa5" * min(n_bytes, 64)))
-        self.memory[ctypes.addressof(block)] = block
-        return ctypes.addressof(block)
-
-    def array(self, address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray[Any, Any]:
-        """Memory that was allocated, and no more of it than was."""
-        block = self.memory[address]
-        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        assert n_bytes <= len(block)
-        return np.frombuffer(block, dtype, n_bytes // np.dtype(dtype).itemsize).reshape(shape)
-
-    def enqueue(self, work: Callable[[], None], ms: float = 0) -> None:
-        def timed() -> None:
-            work()
-            self.clock_ms += ms
-
-        (self.queue if self.captured is None else self.captured).append(timed)
-
-    def copy(self, to: int, source: int, n_bytes: int, ms: float) -> None:
-        for address in (to, source):  # inside a block that is still there
-            assert any(start <= address and address + n_bytes <= start + len(b) for start, b in self.memory.items())
-
-        def move() -> None:
-            ctypes.memmove(to, source, n_bytes)
-
-        self.enqueue(move, ms)
-
-    def wait(self) -> None:
-        assert self.captured is None, "a stream that is captured cannot be waited for"
-        while self.queue:
-            self.queue.pop(0)()
-
-    def leftovers(self) -> list[Any]:
-        return [*self.memory, *self.events, *self.graphs, *range(self.streams)]
-
-
-class Event:
-    ms = float("nan")
-
-
-class Graph:
-    def __init__(self, works: list[Callable[[], None]]) -> None:
-        self.works = works
-
-
-class Code(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureInvalidated = 901
-
-
-DESCRIPTIONS = {
-    Code.cudaErrorMemoryAllocation: b"out of memory",
-    Code.cudaErrorIllegalAddress: b"an illegal memory access was encountered",
-    Code.cudaErrorStreamCaptureInvalidated: b"operation failed due to a previous error during capture",
-}
-
-
-class FakeRuntime:
-    """Stands for the module `cuda.bindings.runtime`: every call returns (code, value...)."""
-
-    cudaStreamNonBlocking, cudaHostAllocDefault = 1, 0
-    cudaEventDefault, cudaEventBlockingSync, cudaEventDisableTiming = 0, 1, 2
-
-    class cudaMemcpyKind(enum.IntEnum):
-        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost = 1, 2
-
-    class cudaStreamCaptureMode(enum.IntEnum):
-        cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal = 0, 1
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if not name.startswith("cuda") or not callable(found) or isinstance(found, type):
-            return found
-        machine = self._machine
-
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            machine.called(name)
-            if name in machine.fails:
-                return (Code[machine.fails[name][0]], None)
-            value = found(*arguments)
-            return (Code.cudaSuccess, *(value if isinstance(value, tuple) else () if value is None else (value,)))
-
-        return call if name not in ("cudaGetErrorName", "cudaGetErrorString", "cudaStreamEndCapture") else found
-
-    def cudaGetErrorName(self, code: Code) -> tuple[Code, bytes]:
-        return Code.cudaSuccess, code.name.encode()
-
-    def cudaGetErrorString(self, code: Code) -> tuple[Code, bytes]:
-        return Code.cudaSuccess, DESCRIPTIONS[code]
-
-    def cudaGetLastError(self) -> None:
-        pass
-
-    def cudaGetDevice(self) -> int:
-        return 0
-
-    def cudaGetDeviceProperties(self, device: int) -> Any:
-        class Properties:
-            name = self._machine.gpu.name.encode() + b"\0\0"
-            major, minor = self._machine.gpu.compute_capability
-
-        return Properties()
-
-    def cudaMemGetInfo(self) -> tuple[int, int]:
-        return self._machine.gpu.free_bytes, self._machine.gpu.total_bytes
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> int:
-        assert flags == self.cudaStreamNonBlocking
-        self._machine.streams += 1
-        return 77
-
-    def cudaStreamDestroy(self, stream: int) -> None:
-        self._machine.streams -= 1
-
-    def cudaStreamSynchronize(self, stream: int) -> None:
-        self._machine.wait()
-
-    def cudaHostAlloc(self, n_bytes: int, flags: int) -> int:
-        address = self._machine.allocate(n_bytes)
-        self._machine.page_locked.add(address)
-        return address
-
-    def cudaFreeHost(self, address: int) -> None:
-        self._machine.page_locked.remove(address)
-        del self._machine.memory[address]
-
-    def cudaMalloc(self, n_bytes: int) -> int:
-        return self._machine.allocate(n_bytes)
-
-    def cudaFree(self, address: int) -> None:
-        assert address not in self._machine.page_locked
-        del self._machine.memory[address]
-
-    def cudaMemcpyAsync(self, to: int, source: int, n_bytes: int, kind: int, stream: int) -> None:
-        self._machine.copy(to, source, n_bytes, ms=float(kind))
-
-    def cudaEventCreateWithFlags(self, flags: int) -> Event:
-        self._machine.events.append(Event())
-        return self._machine.events[-1]
-
-    def cudaEventDestroy(self, event: Event) -> None:
-        self._machine.events.remove(event)
-
-    def cudaEventRecord(self, event: Event, stream: int) -> None:
-        self._machine.enqueue(lambda: setattr(event, "ms", self._machine.clock_ms))
-
-    def cudaEventSynchronize(self, event: Event) -> None:
-        self._machine.wait()
-
-    def cudaEventElapsedTime(self, first: Event, last: Event) -> float:
-        return last.ms - first.ms
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> None:
-        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._machine.captured = []
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        self._machine.called("cudaStreamEndCapture")
-        works, self._machine.captured = self._machine.captured, None
-        if not self._machine.in_graph or "cudaStreamEndCapture" in self._machine.fails:
-            return Code.cudaErrorStreamCaptureInvalidated, None
-        assert works is not None
-        self._machine.graphs.append(Graph(works))
-        return Code.cudaSuccess, self._machine.graphs[-1]
-
-    def cudaGraphDestroy(self, graph: Graph) -> None:
-        self._machine.graphs.remove(graph)
-
-    def cudaGraphInstantiate(self, graph: Graph, flags: int) -> Graph:
-        self._machine.graphs.append(Graph(graph.works))
-        return self._machine.graphs[-1]
-
-    def cudaGraphExecDestroy(self, graph: Graph) -> None:
-        self._machine.graphs.remove(graph)
-
-    def cudaGraphLaunch(self, graph: Graph, stream: int) -> None:
-        for work in graph.works:
-            self._machine.enqueue(work)
-
-
-class FakePyCuda:
-    """Stands for the module `pycuda.driver`: calls raise `Error`, and objects give back what they hold."""
-
-    class Error(Exception):
-        pass
-
-    class event_flags:
-        BLOCKING_SYNC, DISABLE_TIMING = 1, 2
-
-    def __init__(self, machine: Machine) -> None:
-        driver, self.contexts = self, 0
-
-        def call(name: str) -> None:
-            machine.called(name)
-            if name in machine.fails:
-                raise driver.Error(f"{name} failed: {machine.fails[name][1]}")
-
-        class Stream:
-            handle = 77
-
-            def synchronize(self) -> None:
-                machine.wait()
-
-        class FakeEvent(Event):
-            def __init__(self, flags: int = 0) -> None:
-                call("cuEventCreate")
-
-            def record(self, stream: Stream) -> FakeEvent:
-                call("cuEventRecord")
-                machine.enqueue(lambda: setattr(self, "ms", machine.clock_ms))
-                return self
-
-            def synchronize(self) -> FakeEvent:
-                call("cuEventSynchronize")
-                machine.wait()
-                return self
-
-            def time_till(self, event: FakeEvent) -> float:
-                return event.ms - self.ms
-
-        class Allocation:
-            def __init__(self, n_bytes: int) -> None:
-                self.address = machine.allocate(n_bytes)
-
-            def __int__(self) -> int:
-                return self.address
-
-            def free(self) -> None:
-                assert driver.contexts == 1, "freed outside its context"
-                del machine.memory[self.address]
-
-        class Context:
-            def push(self) -> None:
-                driver.contexts += 1
-
-            def pop(self) -> None:
-                driver.contexts -= 1
-
-            def detach(self) -> None:
-                machine.called("detach")
-
-        class Device:
-            def __init__(self, index: int) -> None:
-                call("cuDeviceGet")
-
-            def name(self) -> str:
-                return machine.gpu.name
-
-            def compute_capability(self) -> tuple[int, int]:
-                return machine.gpu.compute_capability
-
-            def retain_primary_context(self) -> Context:
-                call("cuDevicePrimaryCtxRetain")
-                return Context()
-
-            def make_context(self) -> Context:
-                context = Context()
-                context.push()
-                return context
-
-        def pagelocked_empty(shape: tuple[int, ...], dtype: type) -> Any:
-            call("cuMemHostAlloc")
-            allocation = Allocation(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-
-            class Array(np.ndarray[Any, Any]):
-                base: Any = allocation  # NumPy's own is the memory; PyCUDA's is what holds it
-
-            return machine.array(allocation.address, shape, dtype).view(Array)
-
-        def mem_alloc(n_bytes: int) -> Allocation:
-            call("cuMemAlloc")
-            return Allocation(n_bytes)
-
-        def memcpy_htod_async(to: int, source: Any, stream: Stream) -> None:
-            call("cuMemcpyHtoDAsync")
-            machine.copy(int(to), source.ctypes.data, source.nbytes, ms=1)
-
-        def memcpy_dtoh_async(to: Any, source: int, stream: Stream) -> None:
-            call("cuMemcpyDtoHAsync")
-            machine.copy(to.ctypes.data, int(source), to.nbytes, ms=2)
-
-        self.Stream, self.Event, self.Device = Stream, FakeEvent, Device
-        self.pagelocked_empty, self.mem_alloc = pagelocked_empty, mem_alloc
-        self.memcpy_htod_async, self.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
-        self.init = lambda: call("cuInit")
-        self.mem_get_info = lambda: (machine.gpu.free_bytes, machine.gpu.total_bytes)
-
-
-# TensorRT, which puts its work on that GPU
-
-
-class DataType(enum.Enum):
-    UINT8, FLOAT, HALF = "uint8", "float32", "float16"
-
-
-class TensorIOMode(enum.Enum):
-    INPUT, OUTPUT = 1, 2
-
-
-class Strategy(enum.Enum):
-    STATIC, USER_MANAGED = 0, 2
-
-
-class FakeILogger:
-    INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
-
-
-class FakeTensorRT:
-    """Stands for the module `tensorrt` 10.3; the engine that it loads means the pixels of each channel."""
-
-    __version__ = "10.3.0"
-    ILogger, DataType, TensorIOMode = FakeILogger, DataType, TensorIOMode
-    ExecutionContextAllocationStrategy = Strategy
-    Builder = object
-    answers = DataType.FLOAT
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.contexts = 0
-        self.runs_fail = self.loads_nothing = False
-        fake = self
-
-        class Runtime:
-            def __init__(self, logger: Any) -> None:
-                self.logger = logger
-
-            def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
-                machine.called("deserialize")
-                if fake.loads_nothing:
-                    self.logger.log(FakeILogger.ERROR, "the plan is of another serialization version")
-                    return None
-                return FakeEngine(fake, self.logger)
-
-        self.Runtime = Runtime
-
-
-class FakeTensorRTRTX(FakeTensorRT):
-    """Adds what TensorRT for RTX has."""
-
-    __version__ = "1.7.1"
-
-    class CudaGraphStrategy(enum.Enum):
-        DISABLED, WHOLE_GRAPH_CAPTURE = 0, 1
-
-
-class FakeConfig:
-    cuda_graph_strategy: Any = None
-
-    def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-
-
-class FakeEngine:
-    num_io_tensors = 2
-    device_memory_size_v2 = 1000
-
-    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
-        self.trt, self.logger = trt, logger
-
-    def get_tensor_name(self, index: int) -> str:
-        return ("images", "logits")[index]
-
-    def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name == "images" else TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType.UINT8 if name == "images" else self.trt.answers
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, 8, 8, 3) if name == "images" else (-1, 3)
-
-    def create_runtime_config(self) -> FakeConfig:
-        return FakeConfig()
-
-    def create_execution_context(self, how: Strategy | FakeConfig) -> FakeContext:
-        if isinstance(how, FakeConfig):
-            assert how.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-            how = how.strategy
-        assert how == Strategy.USER_MANAGED
-        self.trt.contexts += 1
-        return FakeContext(self)
-
-
-class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.machine = engine, engine.trt.machine
-        self.shape: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
-        self.has_run = False
-
-    def __del__(self) -> None:
-        self.machine.log.append("context gone")
-
-    def set_device_memory(self, memory: int, size: int) -> None:
-        assert len(self.machine.memory[memory]) == size == FakeEngine.device_memory_size_v2
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.machine.called("set_input_shape")
-        self.shape = shape
-        return name == "images" and RECORD.batch.min <= shape[0] <= RECORD.batch.max
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
-        machine = self.machine
-        machine.called("execute")
-        assert stream == 77
-        # what TensorRT does at the first run of a size cannot be captured
-        capturable = machine.in_graph and self.has_run
-        if self.engine.trt.runs_fail or (machine.captured is not None and not capturable):
-            self.engine.logger.log(FakeILogger.ERROR, "operation not permitted when stream is capturing")
-            return False
-        images = machine.array(self.addresses["images"], self.shape, np.uint8)
-        logits = machine.array(self.addresses["logits"], (self.shape[0], 3), np.float32)
-        machine.enqueue(lambda: np.copyto(logits, means(images)), ms=5)
-        self.has_run = True
-        return True
-
-
-Install = Callable[..., Machine]
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    def put(
-        binding: str = "cuda-bindings",
-        tensorrt: type[FakeTensorRT] = FakeTensorRT,
-        gpu: Gpu = ORIN,
-        change: Callable[[FakeTensorRT], None] = lambda trt: None,
-    ) -> Machine:
-        machine = Machine(gpu)
-        runtime = FakeRuntime(machine) if binding == "cuda-bindings" else None
-        pycuda = FakePyCuda(machine) if binding == "PyCUDA" else None
-        trt = tensorrt(machine)
-        change(trt)
-        machine.trt = trt  # type: ignore[attr-defined]
-        rtx = issubclass(tensorrt, FakeTensorRTRTX)
-        modules: dict[str, Any] = {"cuda.bindings.runtime": runtime, "pycuda.driver": pycuda}
-        modules |= {
-            "tensorrt": None if rtx else trt,
-            "tensorrt_rtx": trt if rtx else None,
-            "tensorrt_rtx_bindings": None,
-        }
-        for name, module in modules.items():
-            monkeypatch.setitem(sys.modules, name, module)
-        return machine
-
-    return put
 
 
 BINDINGS = pytest.mark.parametrize("binding", ["cuda-bindings", "PyCUDA"])
@@ -686,14 +161,14 @@ def test_a_graph_is_captured_once_for_each_batch_size_that_comes_again(install: 
         assert machine.log.count("cudaStreamBeginCapture") == 2
         assert machine.log.count("cudaGraphLaunch") == 3 + 2
         assert machine.log.count("execute") == 3 + 2  # the first of 4, 8 and 3, and what was captured
-        assert machine.trt.contexts == 3  # type: ignore[attr-defined]
+        assert machine.trt.contexts == 3
     assert machine.leftovers() == []
 
 
 def test_a_first_run_that_fails_does_not_cost_the_graph(install: Install, engine: Path) -> None:
     machine = install()
     with TensorRtBackend(engine, OPTIONS) as backend:
-        machine.fails["cudaMemcpyAsync"] = ("cudaErrorIllegalAddress", "")
+        machine.fails["cudaMemcpyAsync"] = "cudaErrorIllegalAddress"
         with pytest.raises(RunError, match="copying to the GPU"):
             backend.infer(pictures(4))
         machine.fails.clear()
@@ -702,18 +177,16 @@ def test_a_first_run_that_fails_does_not_cost_the_graph(install: Install, engine
         assert machine.log.count("cudaGraphLaunch") == 2
 
 
-def test_no_more_than_eight_batch_sizes_are_kept(
-    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_than_eight_batch_sizes_are_kept(install: Install, tmp_path: Path) -> None:
     record = replace(RECORD, batch=BatchProfile(1, 8, 16))
-    monkeypatch.setattr(sys.modules[__name__], "RECORD", record)
     machine = install()
+    machine.trt.batch = record.batch
     with TensorRtBackend(write_engine(tmp_path / "a.engine", record), OPTIONS) as backend:
         for n in (*range(1, 11), *range(10, 0, -1)):
             for _ in range(2):
                 np.testing.assert_array_equal(backend.infer(pictures(n, n)), means(pictures(n, n)))
         assert len(machine.graphs) == 8
-        assert machine.trt.contexts == 12  # type: ignore[attr-defined]  # 1 and 2 had been forgotten
+        assert machine.trt.contexts == 12  # 1 and 2 had been forgotten
     assert machine.leftovers() == []
 
 
@@ -723,7 +196,7 @@ def test_without_graphs_the_answers_are_the_same(install: Install, engine: Path,
     machine.in_graph = where != "TensorRT refuses"
     if where != "TensorRT refuses":
         call = "cudaStreamEndCapture" if "spoilt" in where else "cudaGraphInstantiate"
-        machine.fails[call] = ("cudaErrorStreamCaptureInvalidated", "")
+        machine.fails[call] = "cudaErrorStreamCaptureInvalidated"
     with TensorRtBackend(engine, OPTIONS) as backend:
         for seed in range(5):
             for n in (3, 8):
@@ -734,7 +207,7 @@ def test_without_graphs_the_answers_are_the_same(install: Install, engine: Path,
 
 
 def test_tensorrt_for_rtx_captures_by_itself(install: Install, tmp_path: Path) -> None:
-    machine = install(tensorrt=FakeTensorRTRTX)
+    machine = install(trt=FakeTensorRTRTX())
     record = replace(RECORD, flavour="tensorrt-rtx", tensorrt="1.7.1", gpu=None)
     with TensorRtBackend(write_engine(tmp_path / "a.engine", record), OPTIONS) as backend:
         assert backend.name == "tensorrt-rtx-1.7.1"
@@ -758,7 +231,7 @@ def test_memory_that_is_not_there_is_one_error_and_leaves_nothing(
     install: Install, engine: Path, call: str, code: str, message: str
 ) -> None:
     machine = install()
-    machine.fails[call] = (code, "")
+    machine.fails[call] = code
     with pytest.raises(RunError, match=message):
         TensorRtBackend(engine, OPTIONS)
     assert machine.leftovers() == []
@@ -780,7 +253,7 @@ def test_an_error_code_of_cuda_is_an_error_with_its_name_and_what_to_do(
     machine = install()
     with TensorRtBackend(engine, OPTIONS) as backend:
         backend.infer(pictures(4))
-        machine.fails[call] = ("cudaErrorIllegalAddress", "")
+        machine.fails[call] = "cudaErrorIllegalAddress"
         message = rf"{doing}.*: cudaErrorIllegalAddress \(an illegal .*\); start again.*edgecls engine RUN"
         with pytest.raises(RunError, match=message):
             backend.infer(pictures(4))
@@ -798,14 +271,14 @@ def test_an_error_code_of_cuda_is_an_error_with_its_name_and_what_to_do(
 )
 def test_an_error_of_pycuda_is_the_same_error(install: Install, engine: Path, call: str, message: str) -> None:
     machine = install("PyCUDA")
-    machine.fails[call] = ("", "out of memory")
+    machine.fails[call] = "out of memory"
     with pytest.raises(RunError, match=message):
         TensorRtBackend(engine, OPTIONS)
     assert machine.memory == {}
     assert "detach" in machine.log
     machine.fails.clear()
     with TensorRtBackend(engine, OPTIONS) as backend:
-        machine.fails["cuMemcpyHtoDAsync"] = ("", "invalid argument")
+        machine.fails["cuMemcpyHtoDAsync"] = "invalid argument"
         with pytest.raises(RunError, match=r"copying to the GPU: cuMemcpyHtoDAsync \(invalid argument\); start again"):
             backend.infer(pictures(4))
         machine.fails.clear()
@@ -815,17 +288,18 @@ def test_an_error_of_pycuda_is_the_same_error(install: Install, engine: Path, ca
 def test_what_tensorrt_said_is_in_the_error(install: Install, engine: Path) -> None:
     machine = install()
     with TensorRtBackend(engine, OPTIONS) as backend:
-        machine.trt.runs_fail = True  # type: ignore[attr-defined]
+        machine.trt.runs_fail = True
         with pytest.raises(RunError, match=r"TensorRT 10\.3\.0 could not run this engine:\n  operation not") as error:
             backend.infer(pictures(4))
         assert str(error.value).count("operation not permitted") == 1
-        machine.trt.runs_fail = False  # type: ignore[attr-defined]
+        machine.trt.runs_fail = False
         np.testing.assert_array_equal(backend.infer(pictures(4)), means(pictures(4)))
     assert machine.leftovers() == []
 
 
 def test_an_engine_that_tensorrt_does_not_load_is_an_error_with_its_reason(install: Install, engine: Path) -> None:
-    machine = install(change=lambda trt: setattr(trt, "loads_nothing", True))
+    machine = install()
+    machine.trt.loads_nothing = True
     with pytest.raises(RunError, match=r"cannot load this engine:\n  the plan is of another .*\n.*edgecls engine RUN"):
         TensorRtBackend(engine, OPTIONS)
     assert machine.leftovers() == []
@@ -836,7 +310,8 @@ def test_an_engine_that_does_not_fit_its_manifest_is_refused(install: Install, t
     wide = replace(RECORD, manifest=replace(RECORD.manifest, preprocessing=Preprocessing(size_hw=(8, 9))))
     with pytest.raises(RunError, match="the graph does not fit its manifest"):
         TensorRtBackend(write_engine(tmp_path / "a.engine", wide), OPTIONS)
-    install(change=lambda trt: setattr(trt, "answers", DataType.HALF))
+    trt = install().trt
+    trt.answers = trt.DataType.HALF
     with pytest.raises(RunError, match="expected images -> float32 logits"):
         TensorRtBackend(write_engine(tmp_path / "b.engine"), OPTIONS)
     assert machine.leftovers() == []
@@ -970,11 +445,11 @@ def test_without_a_binding_the_error_says_which_to_install(
 
 def test_without_a_gpu_the_error_says_what_cuda_said(install: Install, engine: Path) -> None:
     machine = install()
-    machine.fails["cudaStreamCreateWithFlags"] = ("cudaErrorMemoryAllocation", "")
+    machine.fails["cudaStreamCreateWithFlags"] = "cudaErrorMemoryAllocation"
     with pytest.raises(OptionError, match=r"no CUDA GPU .*cuda-bindings: cudaErrorMem.*nvidia-smi.*--device cpu"):
         TensorRtBackend(engine, OPTIONS)
     machine = install("PyCUDA")
-    machine.fails["cuInit"] = ("", "no CUDA-capable device is detected")
+    machine.fails["cuInit"] = "no CUDA-capable device is detected"
     with pytest.raises(OptionError, match=r"PyCUDA: cuInit \(no CUDA-capable device is detected\)"):
         TensorRtBackend(engine, OPTIONS)
 
@@ -983,7 +458,7 @@ def test_pycuda_is_taken_where_the_driver_is_too_old_for_cuda_bindings(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_new = Machine()
-    too_new.fails["cudaStreamCreateWithFlags"] = ("cudaErrorMemoryAllocation", "")
+    too_new.fails["cudaStreamCreateWithFlags"] = "cudaErrorMemoryAllocation"
     machine = install("PyCUDA")
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeRuntime(too_new))
     cuda = open_cuda()
@@ -1059,7 +534,8 @@ def test_the_real_tensorrt_for_rtx_has_every_name_that_is_used() -> None:
         trt.Runtime: "deserialize_cuda_engine",
         trt.ICudaEngine: "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype get_tensor_shape "
         "device_memory_size_v2 create_runtime_config create_execution_context",
-        trt.IExecutionContext: "set_device_memory set_input_shape set_tensor_address execute_async_v3",
+        trt.IExecutionContext: "set_device_memory set_input_shape set_tensor_address execute_async_v3 profiler",
+        trt.IProfiler: "report_layer_time",
         trt.IRuntimeConfig: "set_execution_context_allocation_strategy cuda_graph_strategy",
         trt.CudaGraphStrategy: "WHOLE_GRAPH_CAPTURE",
         trt.ExecutionContextAllocationStrategy: "USER_MANAGED",
