@@ -11,7 +11,7 @@ from typing import Final, Literal, get_args
 from edgecls.calibration.options import Method, SampleOptions
 from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Precision, Resize
-from edgecls.options import Options, Rule, above, at_least, between, option, required
+from edgecls.options import Options, Rule, above, at_least, between, flag_name, flat, option, required
 from edgecls.runs import LATEST
 from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.export_record import within_gate
@@ -145,8 +145,10 @@ class ExportOptions(Options):
         super().__post_init__()
         if self.sample.source and not self.int8:
             raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
-        if self.builder != EngineOptions() and not self.engine:
-            raise OptionError(f"--batch {self.builder.batch} and what else is said of an engine: add --engine")
+        usual = flat(EngineOptions())
+        said = [flag_name(name) for name, value in flat(self.builder).items() if value != usual[name]]
+        if said and not self.engine:
+            raise OptionError(f"{', '.join(said)}: no engine is asked for; add --engine, or leave them out")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -17,7 +17,7 @@ from edgecls.errors import ExportError, MissingExtra, OptionError, RunError
 from edgecls.export import engine
 from edgecls.export.engine import build_engine
 from edgecls.export.graphs.graph import embed_manifest
-from edgecls.export.options import EngineOptions
+from edgecls.export.options import EngineOptions, ExportOptions
 from edgecls.manifest import Manifest, Precision, Preprocessing
 from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
@@ -514,3 +514,9 @@ def test_pycuda_is_asked_where_only_that_is_installed(install: Install) -> None:
     assert machine.log == ["cuInit", "pop", "detach"]
     install("PyCUDA").fails["cuInit"] = "no CUDA-capable device is detected"
     assert find_gpu() is None
+
+
+def test_flags_of_an_engine_that_is_not_asked_for_are_refused_by_name() -> None:
+    with pytest.raises(OptionError, match=r"--batch, --dla: no engine is asked for; add --engine"):
+        ExportOptions(builder=EngineOptions(BatchProfile(8, 8, 8), dla_core=0))
+    assert ExportOptions(engine=True, builder=EngineOptions(BatchProfile(8, 8, 8), dla_core=0)).engine
