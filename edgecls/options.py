@@ -86,8 +86,10 @@ class Options:
     """Base of the dataclasses whose fields are options: none is made with a value that its rule or type refuses."""
 
     def __post_init__(self) -> None:
-        """Raises:
-        OptionError: the first value that is none of the choices of its type, or that its rule refuses.
+        """Check every value against the choices of its type and against its rule.
+
+        Raises:
+            OptionError: the first value that is none of the choices of its type, or that its rule refuses.
         """
         hints = get_type_hints(type(self))
         for each in fields(self):  # type: ignore[arg-type]
@@ -106,8 +108,10 @@ def _choices(annotation: Any) -> Rule | None:
 
 
 def expect(holds: bool, flag: str, value: object, expected: str) -> None:
-    """Raises:
-    OptionError: it does not hold.
+    """Refuse the value of a flag unless a condition holds.
+
+    Raises:
+        OptionError: it does not hold.
     """
     if not holds:
         raise OptionError(f"{flag_name(flag)} {value}: expected {expected}")

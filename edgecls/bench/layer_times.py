@@ -33,10 +33,12 @@ Measured = tuple[float, str, list["LayerTime"]]
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Attributes:
-    name: as the engine calls it; a fused layer has the name of one of its parts.
-    kind: operator, and the kernel where the engine tells.
-    ms: mean over the calls: what all layers took then adds up to what the calls took.
+    """The time of one layer of a network.
+
+    Attributes:
+        name: as the engine calls it; a fused layer has the name of one of its parts.
+        kind: operator, and the kernel where the engine tells.
+        ms: mean over the calls: what all layers took then adds up to what the calls took.
     """
 
     name: str

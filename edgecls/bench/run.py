@@ -62,11 +62,13 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Attributes:
-    before, after: the machine's state; what it was in between is judged in `throttled` and `other_work`.
-    throttled: why the figures are those of a machine that slowed down; empty where nothing says so.
-    other_work: who else worked on it meanwhile; likewise.
-    warnings: all that a reader of the figures must know, these two included.
+    """What `edgecls bench` measured, and what a reader of it must know of the machine.
+
+    Attributes:
+        before, after: the machine's state; what it was in between is judged in `throttled` and `other_work`.
+        throttled: why the figures are those of a machine that slowed down; empty where nothing says so.
+        other_work: who else worked on it meanwhile; likewise.
+        warnings: all that a reader of the figures must know, these two included.
     """
 
     model: str

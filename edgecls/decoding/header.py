@@ -34,12 +34,14 @@ _ORIENTATION: Final = 274
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Attributes:
-    height, width: in pixels as stored, not yet oriented.
-    orientation: EXIF's 1 to 8.
-    bytes_a_pixel: that decoding needs at full size.
-    is_plain: whether OpenCV decodes it right, or fails; else Pillow must.
-    transparent_grey: of a grey PNG the value that is transparent, at the file's bit depth, with that depth.
+    """What the first bytes of an image file say about it.
+
+    Attributes:
+        height, width: in pixels as stored, not yet oriented.
+        orientation: EXIF's 1 to 8.
+        bytes_a_pixel: that decoding needs at full size.
+        is_plain: whether OpenCV decodes it right, or fails; else Pillow must.
+        transparent_grey: of a grey PNG the value that is transparent, at the file's bit depth, with that depth.
     """
 
     format: Format

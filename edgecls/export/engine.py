@@ -32,10 +32,12 @@ _AMPERE: Final = (8, 0)
 
 @dataclass(frozen=True)
 class EngineResult:
-    """Attributes:
-    file: the engine; its record is beside it, with the suffix `.json`.
-    reused: it was there already and nothing was built.
-    bytes: of the engine.
+    """An engine that was built, or was there already.
+
+    Attributes:
+        file: the engine; its record is beside it, with the suffix `.json`.
+        reused: it was there already and nothing was built.
+        bytes: of the engine.
     """
 
     file: Path

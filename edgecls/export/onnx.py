@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,7 +11,7 @@ import onnx
 import onnx.shape_inference
 import torch
 import torch.nn.functional as F
-from onnx import compose, helper
+from onnx import compose
 from torch import Tensor, nn
 
 from edgecls.errors import ExportError, ParityError
@@ -25,7 +24,7 @@ from edgecls.export.graphs.graph import (
     drop_unused_domains,
     embed_manifest,
 )
-from edgecls.export.graphs.session import session_of
+from edgecls.export.graphs.session import folded, session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.manifest import Manifest
 from edgecls.runs import Run, atomic_path
@@ -166,19 +165,15 @@ def _by_tracing(network: _Deployed, example: Tensor, output: str) -> onnx.ModelP
         output_names=[output],
         dynamic_axes={INPUT: {0: "n"}, output: {0: "n"}},
     )
-    with tempfile.TemporaryDirectory(prefix="edgecls-") as folder:
-        file = Path(folder) / "folded.onnx"
-        session_of(onnx.load_from_string(traced.getvalue()), file, optimized=file)
-        graph = onnx.load(file)
-    drop_unused_domains(graph)
-    for index, node in enumerate(graph.graph.node):
-        node.name = f"{node.op_type}_{index}"  # the quantiser tells nodes by name
+    graph = folded(onnx.load_from_string(traced.getvalue()), Path(output))
     return onnx.shape_inference.infer_shapes(graph)
 
 
 def _prove(graph: onnx.ModelProto, network: _Deployed, example: Tensor) -> None:
-    """Raises:
-    ParityError: it answers otherwise than the network: the trace holds for the example alone, or for its batch.
+    """Hold the graph to the network's own answers, for one image and for one more than it was exported with.
+
+    Raises:
+        ParityError: it answers otherwise than the network: the trace holds for the example alone, or for its batch.
     """
     session = session_of(graph, Path(INPUT))
     generator = torch.Generator().manual_seed(0)
@@ -202,9 +197,8 @@ def _with_head(features: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelPr
         joined = compose.merge_models(features, head, [(FEATURES, FEATURES)])
     except ValueError as error:
         raise ExportError(f"the head of this run does not fit its network: {error}; train the run again") from error
-    opsets = {each.domain: each.version for each in joined.opset_import}  # either part has brought its own
-    del joined.graph.value_info[:], joined.opset_import[:]
-    joined.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
+    drop_unused_domains(joined)  # either part has brought its own
+    del joined.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(joined)
 
 

@@ -114,8 +114,10 @@ class VoteOptions(Options):
             raise OptionError(f"--tie-break {self.tie_break}: with --vote soft there are no ties; leave it out")
 
     def expect_several(self, n_models: int) -> None:
-        """Raises:
-        OptionError: something is said of a vote, and there is one model.
+        """Refuse what is said of a vote where there is nothing to vote on.
+
+        Raises:
+            OptionError: something is said of a vote, and there is one model.
         """
         if n_models == 1 and self != VoteOptions():
             raise OptionError(

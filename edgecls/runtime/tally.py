@@ -43,12 +43,14 @@ class ViewReport:
 
 @dataclass(frozen=True)
 class TtaReport:
-    """Attributes:
-    views: each alone, the plain view first.
-    all: of all views together; `name` says how they are combined.
-    p_value: exact McNemar test that all views together are as accurate as the plain view.
-    is_worth_it: whether they are more accurate, and by more than chance gives.
-    verdict: the same in words.
+    """What test-time augmentation gave on pictures whose labels are known.
+
+    Attributes:
+        views: each alone, the plain view first.
+        all: of all views together; `name` says how they are combined.
+        p_value: exact McNemar test that all views together are as accurate as the plain view.
+        is_worth_it: whether they are more accurate, and by more than chance gives.
+        verdict: the same in words.
     """
 
     n: int
@@ -68,8 +70,10 @@ class ViewTally:
         self._fixed, self._broken = np.zeros_like(self._right), np.zeros_like(self._right)
 
     def add(self, view_answers: Indices, together: Indices, truth: Indices) -> None:
-        """Args:
-        view_answers: (n, n_views), the plain view first; together, truth: (n,).
+        """Count the answers to some pictures whose labels are known.
+
+        Args:
+            view_answers: (n, n_views), the plain view first; together, truth: (n,).
         """
         right = np.column_stack([view_answers, together]) == truth[:, None]
         plain = right[:, :1]
@@ -146,11 +150,13 @@ class SubsetReport:
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """Attributes:
-    n: images whose label is known; accuracies are over these.
-    accuracy: of the vote of all members; None where no label is known.
-    tie_break: a member's name, or `probability`.
-    subsets: every one, the fastest first; empty where they were not asked for, or no label is known.
+    """What the vote of several models gave, beside each model alone.
+
+    Attributes:
+        n: images whose label is known; accuracies are over these.
+        accuracy: of the vote of all members; None where no label is known.
+        tie_break: a member's name, or `probability`.
+        subsets: every one, the fastest first; empty where they were not asked for, or no label is known.
     """
 
     vote: str
@@ -181,8 +187,10 @@ class EnsembleTally:
         self.n_images += n_images
 
     def add(self, probabilities: Floats, truth: Indices) -> None:
-        """Args:
-        probabilities: (n_members, n, n_classes); truth: (n,).
+        """Count the answers of every member to some pictures whose labels are known.
+
+        Args:
+            probabilities: (n_members, n, n_classes); truth: (n,).
         """
         right = probabilities.argmax(axis=2) == truth
         n_right = right.sum(axis=0)

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from edgecls import metrics
 from edgecls.errors import ExportError, OptionError
 from edgecls.export.adopt.foreign import Network, with_output
 from edgecls.export.graphs.session import Floats, run_session, session_of
@@ -26,13 +27,15 @@ _TWO_LOGITS: Final = "edgecls/two_logits"
 
 @dataclass(frozen=True)
 class Answer:
-    """Attributes:
-    output: name of the output that answers; one of several in `n_outputs`.
-    tensor: name of the logits in the graph of the network.
-    ending: operator behind them that is left out (Softmax, LogSoftmax, Sigmoid); None where there is none.
-    is_binary: the network has one value for two classes; the logits are 0 and that value, before its Sigmoid.
-    is_flat: the tensor is (n, n_classes), rather than (n, n_classes, 1, 1) or (n, 1, 1, n_classes).
-    logits: (k, n_classes), of the original file for the golden photos.
+    """Which output of a network answers, where its logits are, and what they are.
+
+    Attributes:
+        output: name of the output that answers; one of several in `n_outputs`.
+        tensor: name of the logits in the graph of the network.
+        ending: operator behind them that is left out (Softmax, LogSoftmax, Sigmoid); None where there is none.
+        is_binary: the network has one value for two classes; the logits are 0 and that value, before its Sigmoid.
+        is_flat: the tensor is (n, n_classes), rather than (n, n_classes, 1, 1) or (n, 1, 1, n_classes).
+        logits: (k, n_classes), of the original file for the golden photos.
     """
 
     output: str
@@ -175,13 +178,8 @@ def _probabilities(values: Floats) -> Floats:
     if _are_probabilities(values):
         return values
     if values.shape[1] == 1:
-        return np.asarray(_softmax(np.hstack([np.zeros_like(values), values]))[:, 1:])
-    return _softmax(values)
-
-
-def _softmax(logits: Floats) -> Floats:
-    exp = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(exp / exp.sum(1, keepdims=True), np.float32)
+        return np.asarray(metrics.softmax(np.hstack([np.zeros_like(values), values]))[:, 1:])
+    return metrics.softmax(values)
 
 
 def _not_one(
@@ -221,8 +219,10 @@ def _two_logits(graph: onnx.GraphProto, tensor: str) -> str:
 
 
 def _prove(network: Network, end: _End, logits: Floats, answers: Floats, is_binary: bool) -> None:
-    """Raises:
-    ExportError: they are not logits of the classes that the file answers with.
+    """Refuse what are no logits, one for each class.
+
+    Raises:
+        ExportError: they are not logits of the classes that the file answers with.
     """
     file = network.file
     n_values = 2 * answers.size if is_binary else answers.size
@@ -234,7 +234,7 @@ def _prove(network: Network, end: _End, logits: Floats, answers: Floats, is_bina
             "one class. Export it without, if its classes exclude one another"
         )
     if end.ending:
-        expected = _softmax(logits)[:, 1:] if is_binary else _softmax(logits)
+        expected = metrics.softmax(logits)[:, 1:] if is_binary else metrics.softmax(logits)
         if not np.allclose(expected, np.exp(answers) if end.ending == "LogSoftmax" else answers, atol=1e-4):
             raise ExportError(f"{file}: ends in a {end.ending} that is not over the classes; export it without")
     elif _are_probabilities(answers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +14,8 @@ from onnx import TensorProto, compose, helper, numpy_helper, shape_inference, ve
 from edgecls.errors import ExportError, RunError
 from edgecls.export.adopt.answer import Answer, normalised
 from edgecls.export.adopt.foreign import Network, with_output
-from edgecls.export.graphs.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE, drop_unused_domains
-from edgecls.export.graphs.session import Floats, run_session, session_of
+from edgecls.export.graphs.graph import INPUT, OPSET, OUTPUT, PIXEL_SCALE
+from edgecls.export.graphs.session import Floats, folded, run_session, session_of
 from edgecls.golden import TOLERANCE, relative_difference
 from edgecls.images import Pixels
 from edgecls.manifest import Preprocessing
@@ -190,10 +189,7 @@ def _with_preprocessing(
         model.graph.node.append(rename if answer.is_flat else flatten)
         found.CopyFrom(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", n_classes]))
         merged = compose.merge_models(pixels, model, [(_NORMALISED, f"network/{network.input}")])
-        with tempfile.TemporaryDirectory(prefix="edgecls-") as folder:
-            file = Path(folder) / "optimized.onnx"
-            session_of(merged, network.file, optimized=file)
-            merged = onnx.load(file)
+        merged = folded(merged, network.file)
         _tidy(merged)
         merged = shape_inference.infer_shapes(merged, data_prop=True)
         onnx.checker.check_model(merged, full_check=True)
@@ -256,18 +252,13 @@ def _at_our_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """What ONNX Runtime leaves: every domain that it knows, nodes without a name, the exporter's notes."""
-    drop_unused_domains(model)
+    """Drop the exporter's notes, and give the mean and standard deviation their name again."""
     del model.metadata_props[:], model.graph.value_info[:]
     model.producer_name, model.doc_string, model.graph.doc_string = "edgecls", "", ""
     model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
+    for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"  # the quantiser tells nodes by name
-        taken.add(node.name)
     _rename_constant(model.graph, next(n for n in model.graph.node if n.op_type == "Conv").input[1], PIXEL_SCALE)
 
 

@@ -22,11 +22,13 @@ _OF_TREES: Final[tuple[Head, ...]] = ("random-forest", "boosting", "xgboost")
 
 @dataclass(frozen=True)
 class Parity:
-    """Attributes:
-    max_logit_difference: largest |difference| of any logit on the golden images; for a classifier of trees, on those
-        seven eighths of them that are closest.
-    tolerance: what it may be.
-    agreement: share of golden images with the same top-1 answer, 0 to 1.
+    """How far a file's answers to the golden images are from the checkpoint's.
+
+    Attributes:
+        max_logit_difference: largest |difference| of any logit on the golden images; for a classifier of trees, on
+            those seven eighths of them that are closest.
+        tolerance: what it may be.
+        agreement: share of golden images with the same top-1 answer, 0 to 1.
     """
 
     max_logit_difference: float

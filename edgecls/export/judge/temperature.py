@@ -20,11 +20,13 @@ _PRIOR_SD: Final = math.log(2)
 
 @dataclass(frozen=True)
 class Temperature:
-    """Attributes:
-    temperature: what the logits are divided by; 1 leaves them.
-    ece_before, ece_after: expected calibration error without and with it, 0 to 1. After is measured on images that
-        the temperature was not fitted on: it is fitted on either half and judged on the other. None where nothing
-        was fitted.
+    """What logits are divided by, and how far that mends their claims.
+
+    Attributes:
+        temperature: what the logits are divided by; 1 leaves them.
+        ece_before, ece_after: expected calibration error without and with it, 0 to 1. After is measured on images that
+            the temperature was not fitted on: it is fitted on either half and judged on the other. None where nothing
+            was fitted.
     """
 
     temperature: float = 1.0

@@ -55,11 +55,13 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Attributes:
-    checks: every model file on every backend of this machine.
-    not_here: what cannot be started on this machine, with the reason: a sentence each. It says nothing about the files.
-    changed: files of the run whose sha256 is not the one in its manifest, or that are gone.
-    n_images: golden images.
+    """What the checks of all model files of a run found on this machine.
+
+    Attributes:
+        checks: every model file on every backend of this machine.
+        not_here: what cannot be started on this machine, with the reason in a sentence. It says nothing of the files.
+        changed: files of the run whose sha256 is not the one in its manifest, or that are gone.
+        n_images: golden images.
     """
 
     run: Path

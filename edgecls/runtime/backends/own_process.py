@@ -26,8 +26,10 @@ class OwnInEachProcess(Backend):
     """A backend that is opened again in a child process, by the same call."""
 
     def __init__(self, opened: Callable[[], Backend]) -> None:
-        """Args:
-        opened: opens the model; what it raises is raised here, and in a child by `infer`.
+        """Open the model here.
+
+        Args:
+            opened: opens the model; what it raises is raised here, and in a child by `infer`.
         """
         self._open_again = opened
         self._backend: Backend | None = opened()

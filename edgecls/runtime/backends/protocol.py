@@ -61,11 +61,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """Attributes:
-    device: what runs it.
-    n_threads: CPU threads of all inferences together; None is every core this process may use.
-    n_lanes: inferences at the same time on a CPU, which share the threads. One answers a single batch soonest;
-        one a core answers many batches soonest (benchmarks/pipeline_layouts.py).
+    """Where a model is to run, and on how many threads.
+
+    Attributes:
+        device: what runs it.
+        n_threads: CPU threads of all inferences together; None is every core this process may use.
+        n_lanes: inferences at the same time on a CPU, which share the threads. One answers a single batch soonest;
+            one a core answers many batches soonest (benchmarks/pipeline_layouts.py).
     """
 
     device: Device = "auto"

@@ -30,8 +30,10 @@ class Outputs:
         self._folders = folder_names(labels, reserved=[ABSTAINED])
 
     def add(self, picture: Picture, prediction: Prediction) -> None:
-        """Raises:
-        RunError: a file cannot be copied or linked.
+        """Write the row of a picture, and put the picture into its folder.
+
+        Raises:
+            RunError: a file cannot be copied or linked.
         """
         if self._table:
             self._table.write([os.path.basename(prediction.path), prediction.label])

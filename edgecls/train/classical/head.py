@@ -59,8 +59,10 @@ def head_onnx(classical: Classical, features: Features) -> onnx.ModelProto:
 
 
 def check_answers(classical: Classical, features: Features, head: nn.Module) -> None:
-    """Raises:
-    TrainingError: the head does not answer these features as scikit-learn does.
+    """Hold the head of the network to what scikit-learn's classifier answers.
+
+    Raises:
+        TrainingError: the head does not answer these features as scikit-learn does.
     """
     with torch.no_grad():
         logits = head(torch.from_numpy(np.ascontiguousarray(features))).numpy()

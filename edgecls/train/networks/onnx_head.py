@@ -50,8 +50,10 @@ class OnnxHead(nn.Module):
 
     @classmethod
     def read(cls, path: Path, n_features: int, n_classes: int) -> OnnxHead:
-        """Raises:
-        RunError: no such file, a damaged one, or the head of another network.
+        """Read the fitted head of a run.
+
+        Raises:
+            RunError: no such file, a damaged one, or the head of another network.
         """
         try:
             model = onnx.load_model_from_string(path.read_bytes())
