@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from edgecls import __version__
 from edgecls.bench.options import BenchOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
+from edgecls.evaluate.options import CompareOptions, EvaluateOptions
 from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name
@@ -259,6 +260,42 @@ def verify(run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
     _show(console, as_json, result, lambda: [verified(result)])
     if result.verdict == "failed":
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(EvaluateOptions, arguments=("model", "data"))
+def evaluate(options: EvaluateOptions, as_json: AsJson = False) -> None:
+    """Measure a model on labelled images, every figure with its interval, and write a page to look at. The exit code is 1 where a condition of --fail-if holds."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls evaluate", "evaluate"):
+        from edgecls.evaluate.evaluate import evaluate as measure
+        from edgecls.evaluate.page.report import write_evaluation
+    from edgecls.tables.evaluate import evaluated
+    from edgecls.tables.progress import progress_on
+
+    with progress_on(_progress_console()) as progress:
+        measured = measure(options, progress)
+        write_evaluation(measured)
+    _show(console, as_json, measured.result, lambda: evaluated(measured.result))
+    if measured.result.failed:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(CompareOptions, arguments=("model",))
+def compare(options: CompareOptions, as_json: AsJson = False) -> None:
+    """Compare models on the same images, or table all runs of a folder, and write a page to look at."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls compare", "evaluate"):
+        from edgecls.evaluate.compare import compare as measure
+        from edgecls.evaluate.page.report import write_comparison
+    from edgecls.tables.evaluate import compared
+    from edgecls.tables.progress import progress_on
+
+    with progress_on(_progress_console()) as progress:
+        result = measure(options, progress)
+        write_comparison(result, options.out)
+    _show(console, as_json, result, lambda: compared(result, options.out))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -153,7 +154,29 @@ def expected_calibration_error(probabilities: NDArray[np.float32], truth: Indice
     """
     if not len(truth) or not np.isfinite(probabilities).all():
         return math.nan
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = np.bincount(bins, right - confidence, n_bins)  # of each bin: its images times (accuracy - confidence)
-    return float(np.abs(gaps).sum() / len(truth))
+    return calibration_error(probabilities.max(1), probabilities.argmax(1) == truth, n_bins)
+
+
+def calibration_error(confidence: NDArray[np.float32], is_right: NDArray[np.bool_], n_bins: int = 15) -> float:
+    """The same of the probabilities of the best answers, and of whether these are right: both (n,), n >= 1."""
+    bins = confidence_bins(confidence, n_bins)
+    gaps = np.bincount(bins, is_right - confidence, n_bins)  # of each bin: its images times (accuracy - confidence)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def confidence_bins(confidence: NDArray[np.float32], n_bins: int) -> Indices:
+    """In which of `n_bins` of equal width from 0 to 1 each probability lies: (n,) -> (n,)."""
+    return np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, each raised so that all of them together err once in twenty times at 0.05.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -32,7 +32,7 @@ from edgecls.runtime.options import (
 from edgecls.runtime.pipeline import Answered, Frame, Member, Picture, Source, answers
 from edgecls.runtime.prediction import Prediction, no_number, ranked, top_of
 from edgecls.runtime.stages import StageTimes
-from edgecls.runtime.votes import Floats, agreement, entropy, soft
+from edgecls.runtime.votes import Floats, agreement, entropy
 
 CPU_BATCH_SIZE: Final = 8  # 4 to 16 are equally fast on two cores, and memory goes with it
 GPU_BATCH_SIZE: Final = 32
@@ -159,7 +159,7 @@ class Classifier:
         """One for each source of a batch, in order."""
         each = self.probabilities(answered)
         order = ranked(self.voting.scores(each), top_k)
-        mean = soft(each, self.voting.weights) if len(each) > 1 else each[0]
+        mean = self.voting.mean(each)
         votes = self._votes(each, order, mean) if len(each) > 1 else None
 
         def answer(row: int, name: str) -> Prediction:

@@ -52,7 +52,7 @@ class Voting:
         options.expect_several(len(manifests))
         names = member_names(models)
         labels = manifests[0].labels
-        orders = tuple(_order(labels, each.labels, name) for each, name in zip(manifests, names, strict=True))
+        orders = tuple(label_order(labels, each.labels, name) for each, name in zip(manifests, names, strict=True))
         tie_break = None
         if options.tie_break != PROBABILITY:
             tie_break = _member_of(options.tie_break, models, names)
@@ -63,6 +63,11 @@ class Voting:
     def probabilities(self, members: Sequence[Floats]) -> Floats:
         """Each member's (n, n_classes) in the order of the first one's labels: (n_members, n, n_classes)."""
         return np.stack([each[:, order] for each, order in zip(members, self.orders, strict=True)])
+
+    def mean(self, probabilities: Floats) -> Floats:
+        """The probabilities that rows tell, the mean of all members: (n_members, n, n_classes) -> (n, n_classes)."""
+        mean: Floats = soft(probabilities, self.weights) if len(probabilities) > 1 else probabilities[0]
+        return mean
 
     def scores(self, probabilities: Floats, members: Sequence[int] | None = None) -> Floats:
         """What all or some members rank the labels by: (n_members, n, n_classes) -> (n, n_classes)."""
@@ -109,13 +114,19 @@ def _accuracies(manifests: Sequence[Manifest], names: Sequence[str]) -> tuple[fl
     return tuple(float(accuracy) for accuracy in found if accuracy)
 
 
-def _order(labels: Sequence[str], own: Sequence[str], name: str) -> NDArray[np.int64]:
-    """Where the ensemble's labels are among a member's own."""
+def label_order(labels: Sequence[str], own: Sequence[str], name: str) -> NDArray[np.int64]:
+    """Where the common labels are among a model's own, (n_classes,).
+
+    Raises:
+        OptionError: the model has other labels.
+    """
     if set(labels) != set(own):
         missing, extra = sorted(set(labels) - set(own)), sorted(set(own) - set(labels))
         difference = [f"it lacks {some(missing)}"] if missing else []
         difference += [f"only it has {some(extra)}"] if extra else []
         raise OptionError(
-            f"{name}: other labels than the first model's: {'; '.join(difference)}; models that vote need the same"
+            f"{name}: other labels than the first model's: {'; '.join(difference)}; models that vote, or are compared, "
+            "need the same"
         )
-    return np.array([own.index(label) for label in labels], np.int64)
+    index = {label: number for number, label in enumerate(own)}
+    return np.array([index[label] for label in labels], np.int64)

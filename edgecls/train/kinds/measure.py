@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
@@ -65,11 +66,13 @@ def measure(run: Run, decoded: Decoded, device: str) -> Measured:
         truth = dataset.targets(split)
         if not len(truth):
             continue
-        answers[split] = logits_of(classifier, pixels[split]).argmax(1).numpy()
+        logits = logits_of(classifier, pixels[split])
+        answers[split] = logits.argmax(1).numpy()
         share = metrics.accuracy(answers[split], truth)
         precision, recall, f1 = macro_scores(answers[split], truth)
         figures[f"{name}_accuracy"] = share
         figures[f"{name}_interval"] = metrics.wilson_interval(share, len(truth))
+        figures[f"{name}_loss"] = float(F.cross_entropy(logits, torch.from_numpy(truth)))
         figures[f"{name}_precision"] = precision
         figures[f"{name}_recall"] = recall
         figures[f"{name}_f1"] = f1

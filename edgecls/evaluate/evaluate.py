@@ -1,0 +1,203 @@
+"""A model and labelled images to every figure of it, and to a page to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecls.datasets import ClassNames, Dataset, read_labelled, read_split
+from edgecls.errors import DatasetError, ImageError, OptionError
+from edgecls.evaluate.answers import Answers, answers_of
+from edgecls.evaluate.contestant import open_contestant
+from edgecls.evaluate.corruptions import Robustness, robustness_of
+from edgecls.evaluate.gallery import UNSURE, WRONG, Shown, gallery_of
+from edgecls.evaluate.occlusion import occlusion_of
+from edgecls.evaluate.options import Condition, EvaluateOptions
+from edgecls.evaluate.scores import Scores, scores_of
+from edgecls.evaluate.slices import Slice, slices_of
+from edgecls.labelled import LabelledImage
+from edgecls.progress import Progress
+from edgecls.runs import MANIFEST, SPLIT, Run, find_model
+from edgecls.runtime.classifier import Classifier
+
+_N_EXPLAINED: Final = 12  # pictures of which it is shown where the network looks; 65 inferences each
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A condition of `--fail-if` that holds."""
+
+    condition: str
+    value: float
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What one model answers to labelled images.
+
+    Attributes:
+        data: what the images are, in words.
+        notes: what a reader of the figures must know.
+        ms: of inference, milliseconds an image.
+        gallery: pictures by title.
+        looked_at: by path, what an answer loses where each part of the picture is covered, (8, 8).
+        unreadable: reason by path of the images that are in no figure.
+        out: the folder with the page.
+    """
+
+    model: str
+    network: str
+    precision: str
+    backend: str
+    n_views: int
+    data: str
+    n_classes: int
+    scores: Scores
+    slices: tuple[Slice, ...]
+    gallery: Mapping[str, tuple[Shown, ...]]
+    robustness: tuple[Robustness, ...]
+    failed: tuple[Failed, ...]
+    notes: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    ms: float
+    seconds: float
+    out: Path
+    looked_at: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def verdict(self) -> str:
+        return "failed" if self.failed else "passed"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; pictures by their paths."""
+        values = {name: value for name, value in vars(self).items() if name not in ("looked_at", "scores")}
+        values |= {name: [asdict(each) for each in values[name]] for name in ("slices", "robustness", "failed")}
+        values["gallery"] = {
+            title: [{**asdict(each), "path": str(each.path)} for each in pictures]
+            for title, pictures in self.gallery.items()
+        }
+        return {**values, "out": str(self.out), "verdict": self.verdict, "scores": self.scores.to_json()}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A result with what its page is drawn from."""
+
+    result: EvaluateResult
+    answers: Answers
+    classifier_labels: tuple[str, ...]
+    manifest: Mapping[str, Any]
+
+
+def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evaluated:
+    """Answer every image once, and measure. Nothing is written.
+
+    Raises:
+        RunError, OptionError, MissingExtra: the model cannot be opened.
+        DatasetError: no labelled images, labels that the model does not know, or none that can be read.
+    """
+    started = time.perf_counter()
+    with open_contestant(options.model, options.classifier, options.vote, progress.on_step) as classifier:
+        images, data, notes = images_of(options.model, options.data, ClassNames.of(classifier.manifest))
+        (answers,) = answers_of([classifier], images, progress)
+        scores = scores_of(answers, options.target)
+        gallery = gallery_of(answers)
+        explained = [*gallery[WRONG], *gallery[UNSURE]][:_N_EXPLAINED] if options.occlusion else []
+        robustness = robustness_of(classifier, answers.images, progress) if options.corruptions else ()
+        result = EvaluateResult(
+            model=options.model,
+            network=", ".join(dict.fromkeys(each.backend.manifest.model for each in classifier.members)),
+            precision=classifier.precision,
+            backend=classifier.backend_name,
+            n_views=len(classifier.members[0].views),
+            data=data,
+            n_classes=len(answers.labels),
+            scores=scores,
+            slices=slices_of(answers, options.data),
+            gallery=gallery,
+            robustness=robustness,
+            failed=tuple(_failed(options.conditions, scores)),
+            notes=notes,
+            unreadable={str(path): reason for path, reason in answers.unreadable.items()},
+            ms=answers.ms,
+            seconds=time.perf_counter() - started,
+            out=options.out,
+            looked_at=_looked_at(classifier, explained, progress),
+        )
+        manifest = {"training": classifier.manifest.training, "metrics": classifier.manifest.metrics}
+    return Evaluated(result, answers, classifier.labels, manifest)
+
+
+def _failed(conditions: Sequence[Condition], scores: Scores) -> list[Failed]:
+    found = []
+    for condition in conditions:
+        figure = scores.figures()[condition.figure]
+        if figure is None:
+            raise OptionError(f"--fail-if {condition}: of five classes or less there is no top5; leave it out")
+        if condition.holds(figure.value):
+            found.append(Failed(str(condition), figure.value))
+    return found
+
+
+def _looked_at(
+    classifier: Classifier, explained: Sequence[Shown], progress: Progress
+) -> Mapping[str, NDArray[np.float32]]:
+    found: dict[str, NDArray[np.float32]] = {}
+    if explained:
+        progress.on_pass("where the network looks", len(explained))
+    for each in explained:
+        if each.answer in classifier.labels:
+            try:
+                found[str(each.path)] = occlusion_of(classifier, each.path, each.answer)
+            except ImageError:  # it changed since it was answered
+                continue
+        progress.on_images(1)
+    return found
+
+
+# --- The images ------------------------------------------------------------------------------------------------
+
+
+def images_of(
+    model: str, data: Path | None, classes: ClassNames
+) -> tuple[tuple[LabelledImage, ...], str, tuple[str, ...]]:
+    """The labelled images, what they are in words, and what is to be known of them.
+
+    Args:
+        data: None takes the test images of the run, or the images that validated it.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    split = _split_of(model, classes)
+    if data is not None:
+        images = read_labelled(data, classes)
+        trained_on = {image.path for image in split.splits["train"]} if split else set()
+        n_seen = sum(image.path in trained_on for image in images)
+        notes = (f"{n_seen:,} of {len(images):,} images were trained on, so the figures flatter",) if n_seen else ()
+        return images, str(data), notes
+    if split is None:
+        raise DatasetError(
+            f"{model}: it does not say which images it was tested on; name some: class folders, or a CSV with the "
+            "columns path and label"
+        )
+    if split.splits["test"]:
+        return split.splits["test"], "the run's test images", ()
+    note = "the best epoch was chosen by these very images, so the figures flatter a little"
+    return split.splits["val"], "the run's validation images", (note,)
+
+
+def _split_of(model: str, classes: ClassNames) -> Dataset | None:
+    """How a run dealt out its images; None for what is not a single run."""
+    if "+" in model and not Path(model).exists():
+        return None
+    path = find_model(model)
+    run = Run(path if path.is_dir() else path.parent)
+    is_run = run.path(MANIFEST).is_file() and run.path(SPLIT).is_file()
+    return read_split(run.path(SPLIT), classes.labels) if is_run else None
