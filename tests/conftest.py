@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_linear_model(
-    path: Path, labels: str = "abc", size: int = 8, seed: int = 0, scale: float = 4.0, **manifest: Any
+    path: Path, labels: Sequence[str] = "abc", size: int = 8, seed: int = 0, scale: float = 4.0, **manifest: Any
 ) -> Path:
     """A model of random weights on every pixel, so that each view of a picture has logits of its own.
 
@@ -102,7 +102,9 @@ def write_linear_model(
     from edgecls.manifest import Manifest, Preprocessing
 
     # seeded by label, so that two models with their labels in another order have the same weights for each
-    columns = [np.random.default_rng([seed, ord(label)]).normal(0, scale / size, size * size * 3) for label in labels]
+    columns = [
+        np.random.default_rng([seed, *label.encode()]).normal(0, scale / size, size * size * 3) for label in labels
+    ]
     weights = numpy_helper.from_array((np.stack(columns, axis=1) / 128).astype(np.float32), "weights")
     middle = numpy_helper.from_array(np.float32(128), "middle")
     nodes = [

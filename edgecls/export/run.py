@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import onnx
 
+from edgecls.evaluate.page.run_page import write_run_page
 from edgecls.export.calibrate import Calibrator
 from edgecls.export.convert import precisions_of, write_fp16, write_fp32
 from edgecls.export.data import ExportData
@@ -57,6 +58,7 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         job = Job.of(run, options, data, staged, progress)
         result = report(job, _write(job), started)
         write_json(staged / EXPORT, result.to_json())
+        write_run_page(run, staged, result.to_json())
         gone = commit(staged, run, result.precisions["fp32"].temperature)
     if gone:
         progress.on_step(f"removed {', '.join(gone)}: of an earlier export, and not measured beside the new files")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecls.evaluate.figures import draw_training
+from edgecls.evaluate.page.run_page import write_run_page
 from edgecls.runs import Run
 from edgecls.tables.common import facts_table, percent, with_interval
 from edgecls.tables.live import LiveLine
@@ -24,8 +25,9 @@ def listener_on(console: Console, live: LiveLine) -> Listener:
     say = partial(console.print, soft_wrap=not console.is_terminal)  # a line stays one in a file
 
     def draw(run: Run) -> None:
-        live.loading("drawing the figures")
+        live.loading("drawing the figures and the page")
         draw_training(run)
+        write_run_page(run)
 
     return Listener() if rank() else Listener(say, lambda epoch: say(epoch_line(epoch)), live.show, draw)
 

@@ -59,7 +59,7 @@ def chart(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series], mark
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low or 1)
-        up = (y - y_low) / (y_high - y_low or 1)
+        up = min(max((y - y_low) / (y_high - y_low or 1), 0), 1)  # what lies outside the axis is drawn at its end
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">']

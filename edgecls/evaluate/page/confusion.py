@@ -15,7 +15,7 @@ from edgecls.evaluate.page.pictures import webp
 from edgecls.images import Pixels
 
 MOST_IN_MATRIX: Final = 40  # classes whose matrix is a table
-_MOST_PAIRS: Final = 20
+_MOST_PAIRS: Final = 12
 _MOST_CLUSTERED: Final = 3_000  # the time of the clustering goes with the square
 _MAP_SIDE: Final = 600  # pixels
 
