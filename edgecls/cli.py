@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from edgecls import __version__
 from edgecls.bench.options import BenchOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
+from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
 from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
 from edgecls.flags import flags
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgecls.datasets import Dataset
+    from edgecls.progress import Progress
 
 _STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
@@ -260,6 +262,34 @@ def verify(run: Annotated[str, typer.Argument(help="A run folder.")] = "latest",
     _show(console, as_json, result, lambda: [verified(result)])
     if result.verdict == "failed":
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(InspectOptions, arguments=("data",))
+def inspect(options: InspectOptions, as_json: AsJson = False) -> None:
+    """Look at a data set before it is trained on: copies across splits, double labels, broken and odd files. With --strict the exit code is 1 where one is found."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls inspect", "evaluate"):
+        from edgecls.evaluate.look.inspect import inspect as look
+        from edgecls.evaluate.page.report import write_inspection
+    from edgecls.tables.inspect import inspected
+    from edgecls.tables.progress import progress_on
+
+    with progress_on(_progress_console()) as progress:
+        result = look(options, progress, _doubting(options.model, progress))
+        write_inspection(result)
+    _show(console, as_json, result, lambda: inspected(result))
+    if options.strict and not result.is_sound:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _doubting(model: str | None, progress: Progress) -> Any:
+    """How labels are doubted; None where no model was named."""
+    if model is None:
+        return None
+    with _needs_extra("edgecls inspect --model", "inspect"):
+        from edgecls.evaluate.look.doubts import doubts_of
+    return lambda facts: doubts_of(model, facts, progress)
 
 
 @app.command()

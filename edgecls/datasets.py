@@ -218,6 +218,42 @@ def open_dataset(source: Path, *, val_fraction: float = 0.2, seed: int = 0, fewe
     return Dataset(labels, splits, unused=unused, closed=closed, has_own_validation="val" in found)
 
 
+@dataclass(frozen=True)
+class AsItLies:
+    """The labelled images of a folder or CSV as they lie, with what a training would refuse.
+
+    Attributes:
+        splits: by the name of their split; `train` where the data has none.
+        empty: class folders without images.
+        unused: files that belong to no class, or are not named like an image.
+        closed: reason by folder of those that could not be walked.
+    """
+
+    splits: Mapping[Split, list[LabelledImage]]
+    empty: tuple[Path, ...]
+    unused: tuple[Path, ...]
+    closed: Mapping[Path, str]
+
+
+def as_it_lies(source: Path) -> AsItLies:
+    """Find the labelled images of a folder or CSV (see `LAYOUTS`), and refuse only what has none.
+
+    Raises:
+        DatasetError: nothing there, no labelled images, or not such a CSV.
+    """
+    _expect_source(source, LAYOUTS)
+    if source.is_file():
+        return AsItLies(_from_csv(source, may_be_missing=True), (), (), {})
+    found = _from_folders(source, may_be_empty=True)
+    if not any(found.values()):
+        raise DatasetError(f"{source}: no images found.\n{LAYOUTS}")
+    unused, closed = _passed_over(source, found)
+    used = {parent for images in found.values() for image in images for parent in image.path.parents}
+    classes = [folder for split in _subfolders(source) for folder in (split, *_subfolders(split))]
+    empty = tuple(folder for folder in classes if folder.absolute() not in used and not any(find_images(folder)))
+    return AsItLies(found, empty, unused, closed)
+
+
 def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...]:
     """Images with known labels: class folders (named by label, id or index), or a CSV with path,label.
 
@@ -264,13 +300,13 @@ def _passed_over(root: Path, found: Mapping[Split, list[LabelledImage]]) -> tupl
     return (*others, *(path for path in images if path.absolute() not in used)), closed
 
 
-def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
+def _from_folders(root: Path, may_be_empty: bool = False) -> dict[Split, list[LabelledImage]]:
     folders = _subfolders(root)
     named = {folder: _SPLIT_NAMES.get(one_form(folder.name).casefold()) for folder in folders}
     if not any(split == "train" for split in named.values()):
         if any(named.values()) and all(named.values()):
             raise DatasetError(f"{root}: has {some([f.name for f in folders])} but no train folder.\n{LAYOUTS}")
-        return {"train": _class_folders(root, folders, may_be_empty=False)}
+        return {"train": _class_folders(root, folders, may_be_empty)}
     strange = [folder.name for folder, split in named.items() if split is None]
     if strange:
         raise DatasetError(
@@ -282,7 +318,7 @@ def _from_folders(root: Path) -> dict[Split, list[LabelledImage]]:
         assert split is not None
         if split in found:
             raise DatasetError(f"{root}: two folders for the {split} split; keep one of them")
-        found[split] = _class_folders(folder, _subfolders(folder), may_be_empty=split != "train")
+        found[split] = _class_folders(folder, _subfolders(folder), may_be_empty or split != "train")
     return found
 
 
@@ -311,7 +347,7 @@ def _class_folders(root: Path, folders: Sequence[Path], may_be_empty: bool) -> l
     return images
 
 
-def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
+def _from_csv(path: Path, may_be_missing: bool = False) -> dict[Split, list[LabelledImage]]:
     found: dict[Split, list[LabelledImage]] = {}
     missing: list[str] = []
     for number, row in read_label_rows(path, f"expected a CSV in UTF-8, with commas;\n{LAYOUTS}"):
@@ -319,7 +355,7 @@ def _from_csv(path: Path) -> dict[Split, list[LabelledImage]]:
         if split is None:
             raise DatasetError(f"{path}, line {number}: split {row['split']!r}; expected train, val or test")
         image = path.parent / row["path"]
-        if not os.path.exists(image):
+        if not may_be_missing and not os.path.exists(image):
             missing.append(f"line {number}: {row['path']}")
         found.setdefault(split, []).append(LabelledImage(image.absolute(), row["label"]))
     if missing:

@@ -12,6 +12,7 @@ from edgecls import __version__
 from edgecls.evaluate.compare import CompareResult
 from edgecls.evaluate.evaluate import Evaluated
 from edgecls.evaluate.gallery import cells_of
+from edgecls.evaluate.look.inspect import InspectResult
 from edgecls.evaluate.page.charts import Axis, Series, chart
 from edgecls.evaluate.page.confusion import confusion_view
 from edgecls.evaluate.page.pictures import thumbnail
@@ -23,6 +24,7 @@ FIGURES: Final = "report.json"
 CARD: Final = "card.md"
 
 _MOST_CELL_PICTURES: Final = 240
+_MOST_SHOWN: Final = 60  # pictures of each kind of finding
 _MOST_LABELS: Final = 40  # that a card lists
 _SHARE: Final = Axis("accuracy", is_share=True)
 # of a training, what a reader of a card wants to know
@@ -72,6 +74,30 @@ def write_evaluation(evaluated: Evaluated) -> None:
     )
     _write(result.out, page, result.to_json())
     write_text(result.out / CARD, card)
+
+
+def write_inspection(result: InspectResult) -> None:
+    """Write the page and its figures as JSON.
+
+    Raises:
+        RunError: they cannot be written; what was there before is unchanged.
+    """
+    pairs = {
+        "In two splits": result.leaks,
+        "Under two labels": [pair for pair in result.conflicts if not pair.is_leak],
+        "Twice in one split": [pair for pair in result.pairs if not (pair.is_leak or pair.is_conflict)],
+    }
+    page = render("inspection.html.j2", result=result, pairs=pairs, most=_MOST_SHOWN)
+    _write(result.out, page, json_values(result.to_json()))
+
+
+def json_values(value: Any) -> Any:
+    """The same with paths as text."""
+    if isinstance(value, dict):
+        return {key: json_values(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_comparison(result: CompareResult | RunsResult, out: Path) -> None:

@@ -1,0 +1,72 @@
+"""What our preprocessing does to the files of a data set, and how well the training images can calibrate INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from edgecls.calibration.options import SampleOptions
+from edgecls.evaluate.look.facts import Facts
+from edgecls.labelled import stratified_sample
+
+_CROP: Final = 0.875  # the usual centre crop of `--resize shortest`
+_LOST: Final = 0.25  # share of the picture that such a crop cuts away
+_SQUASHED: Final = 1.5  # change of the proportions that `--resize squash` makes
+_SIZES: Final = (96, 128, 160, 224)  # pixels a side, the usual inputs
+_COVERED: Final = 0.9  # share of the range of brightness that a sample has to have
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What happens to some of the files, and to how many."""
+
+    words: str
+    n: int
+
+
+def effects_of(facts: Sequence[Facts]) -> tuple[Effect, ...]:
+    """What is turned, composited, rounded, enlarged, squashed or cut; only what happens to one file at least."""
+    ratios = np.array([max(each.height, each.width) / min(each.height, each.width) for each in facts])
+    shorter = np.array([min(each.height, each.width) for each in facts])
+    effects = [
+        Effect("turned upright, as their EXIF says", sum(each.orientation > 1 for each in facts)),
+        Effect("put on a white background, since parts of them are transparent", sum(each.has_alpha for each in facts)),
+        Effect("rounded from 16 bits to 8", sum(each.has_16_bits for each in facts)),
+        Effect(
+            f"changed in their proportions by a factor of {_SQUASHED} or more by --resize squash, the default",
+            int((ratios >= _SQUASHED).sum()),
+        ),
+        Effect(
+            f"cut by {_LOST:.0%} of their area or more by --resize shortest --crop {_CROP}",
+            int((1 - _CROP**2 / ratios >= _LOST).sum()),
+        ),
+    ]
+    effects += [
+        Effect(f"enlarged for an input of {size} px", int((shorter < size).sum()))
+        for size in _SIZES
+        if (shorter < size).any()
+    ]
+    return tuple(effect for effect in effects if effect.n)
+
+
+def calibration_notes(facts: Sequence[Facts]) -> tuple[str, ...]:
+    """Why the training images may be a poor calibration set; empty where nothing speaks against them."""
+    trained = [each for each in facts if each.listed.split == "train"]
+    n = SampleOptions().n_images
+    by_image = {each.listed.image: each for each in trained}
+    sample = [by_image[image] for image in stratified_sample([each.listed.image for each in trained], n, 0)]
+    notes = []
+    if len(trained) < n // 4:
+        notes.append(f"{len(trained)} training images are few to calibrate INT8 with; {n // 4} or more are better")
+    without = {each.listed.image.label for each in trained} - {each.listed.image.label for each in sample}
+    if without:
+        notes.append(f"{len(without):,} classes have no image among {n} calibration images; raise --calibration-images")
+    if len(sample) < len(trained):
+        low, high = (np.percentile([each.brightness for each in some], [1, 99]) for some in (sample, trained))
+        span = float(high[1] - high[0])
+        if span and (min(low[1], high[1]) - max(low[0], high[0])) / span < _COVERED:
+            notes.append("the calibration images are not as dark and as bright as all of them; raise their number")
+    return tuple(notes)
