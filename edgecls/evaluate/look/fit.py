@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,40 +17,42 @@ _CROP: Final = 0.875  # the usual centre crop of `--resize shortest`
 _LOST: Final = 0.25  # share of the picture that such a crop cuts away
 _SQUASHED: Final = 1.5  # change of the proportions that `--resize squash` makes
 _SIZES: Final = (96, 128, 160, 224)  # pixels a side, the usual inputs
+_N_EXAMPLES: Final = 4
 _COVERED: Final = 0.9  # share of the range of brightness that a sample has to have
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What happens to some of the files, and to how many."""
+    """What happens to some of the files, to how many, and a few of them."""
 
     words: str
     n: int
+    examples: tuple[Path, ...]
 
 
 def effects_of(facts: Sequence[Facts]) -> tuple[Effect, ...]:
     """What is turned, composited, rounded, enlarged, squashed or cut; only what happens to one file at least."""
     ratios = np.array([max(each.height, each.width) / min(each.height, each.width) for each in facts])
     shorter = np.array([min(each.height, each.width) for each in facts])
-    effects = [
-        Effect("turned upright, as their EXIF says", sum(each.orientation > 1 for each in facts)),
-        Effect("put on a white background, since parts of them are transparent", sum(each.has_alpha for each in facts)),
-        Effect("rounded from 16 bits to 8", sum(each.has_16_bits for each in facts)),
-        Effect(
-            f"changed in their proportions by a factor of {_SQUASHED} or more by --resize squash, the default",
-            int((ratios >= _SQUASHED).sum()),
+    found: dict[str, Any] = {
+        "turned upright, as EXIF says": [each.orientation > 1 for each in facts],
+        "put on a white background, since parts are transparent": [each.has_alpha for each in facts],
+        "rounded from 16 bits to 8": [each.has_16_bits for each in facts],
+        f"changed in the proportions by a factor of {_SQUASHED} or more by --resize squash, the default": (
+            ratios >= _SQUASHED
         ),
-        Effect(
-            f"cut by {_LOST:.0%} of their area or more by --resize shortest --crop {_CROP}",
-            int((1 - _CROP**2 / ratios >= _LOST).sum()),
+        f"cut by {100 * _LOST:.0f} % of the area or more by --resize shortest --crop {_CROP}": (
+            1 - _CROP**2 / ratios >= _LOST
         ),
-    ]
-    effects += [
-        Effect(f"enlarged for an input of {size} px", int((shorter < size).sum()))
-        for size in _SIZES
-        if (shorter < size).any()
-    ]
-    return tuple(effect for effect in effects if effect.n)
+        **{f"enlarged for an input of {size} px": shorter < size for size in _SIZES},
+    }
+    effects = []
+    for words, happens in found.items():
+        rows = np.flatnonzero(np.asarray(happens, bool)).tolist()
+        if rows:
+            most = sorted(rows, key=lambda row: -ratios[row])[:_N_EXAMPLES]
+            effects.append(Effect(words, len(rows), tuple(facts[row].listed.image.path for row in most)))
+    return tuple(effects)
 
 
 def calibration_notes(facts: Sequence[Facts]) -> tuple[str, ...]:

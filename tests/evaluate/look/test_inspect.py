@@ -140,10 +140,12 @@ def test_what_preprocessing_does_is_counted(tmp_path: Path) -> None:
     cv2.imwrite(str(root / "a" / "deep.png"), scene(9)[..., 0].astype(np.uint16) * 257)
     result = look(root)
     words = {effect.words: effect.n for effect in result.effects}
-    assert words["put on a white background, since parts of them are transparent"] == 1
+    assert words["put on a white background, since parts are transparent"] == 1
     assert words["rounded from 16 bits to 8"] == 1
     assert words["enlarged for an input of 96 px"] == 8
     assert result.grey == 1
+    (alpha_effect,) = (each for each in result.effects if "transparent" in each.words)
+    assert [path.name for path in alpha_effect.examples] == ["alpha.png"]
     assert any("one class only" in note for note in result.notes)
     assert any("are few to calibrate INT8" in note for note in result.notes)
 
