@@ -15,7 +15,8 @@ from edgecls.evaluate.page.pictures import webp
 from edgecls.images import Pixels
 
 MOST_IN_MATRIX: Final = 40  # classes whose matrix is a table
-_MOST_PAIRS: Final = 12
+_MOST_PAIRS: Final = 12  # beside the table, which has them all
+_MOST_PAIRS_ALONE: Final = 40
 _MOST_CLUSTERED: Final = 3_000  # the time of the clustering goes with the square
 _MAP_SIDE: Final = 600  # pixels
 
@@ -68,7 +69,7 @@ def confusion_view(labels: Sequence[str], counts: Mapping[tuple[int, int], int])
     is_small = len(labels) <= MOST_IN_MATRIX
     rows = tuple(tuple(cell(truth, answer) for answer in everyone) for truth in everyone) if is_small else ()
     mistakes = sorted((key for key in counts if key[0] != key[1] and key[1] >= 0), key=lambda key: -counts[key])
-    pairs = tuple(cell(*key) for key in mistakes[:_MOST_PAIRS])
+    pairs = tuple(cell(*key) for key in mistakes[: _MOST_PAIRS if is_small else _MOST_PAIRS_ALONE])
     return ConfusionView(tuple(labels), rows, pairs, "" if is_small else _map(len(labels), counts, n_of))
 
 
@@ -81,7 +82,7 @@ def _map(n_classes: int, counts: Mapping[tuple[int, int], int], n_of: NDArray[np
             shares[truth, answer] = n / max(int(n_of[truth]), 1)
     order = _order(shares)
     picture = _drawn(shares[np.ix_(order, order)])
-    return webp(picture, 101)
+    return webp(picture, is_exact=True)
 
 
 def _order(shares: NDArray[np.float64]) -> NDArray[np.int64]:

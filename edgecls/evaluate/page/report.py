@@ -15,7 +15,7 @@ from edgecls.evaluate.gallery import cells_of
 from edgecls.evaluate.look.inspect import InspectResult
 from edgecls.evaluate.page.charts import Axis, Series, chart
 from edgecls.evaluate.page.confusion import confusion_view
-from edgecls.evaluate.page.pictures import thumbnail
+from edgecls.evaluate.page.pictures import heated, thumbnail
 from edgecls.evaluate.runs_table import RunsResult
 from edgecls.runs import write_json, write_text
 
@@ -40,8 +40,7 @@ _ENVIRONMENT: Final = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.globals.update(version=__version__, thumbnail=thumbnail)
-_ENVIRONMENT.globals["heated"] = lambda path, heat: thumbnail(path, heat=heat)
+_ENVIRONMENT.globals.update(version=__version__, thumbnail=thumbnail, heated=heated)
 
 
 def write_evaluation(evaluated: Evaluated) -> None:
