@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import hypergeom
 
-from edgecls import images
+from edgecls import images, metrics
 from edgecls.datasets import read_label_rows
 from edgecls.decoding.header import read_header
 from edgecls.errors import ImageError
@@ -25,6 +26,7 @@ _MOST_VALUES: Final = 50  # of a column or of folders: with more, it is no way t
 _FEWEST: Final = 10  # images in a slice that is shown
 _OF_ROWS: Final = ("path", "label", "split")  # columns that say something else
 _SURENESS: Final = "probability of the answer"
+_SIGNIFICANT: Final = 0.05
 _THIRDS: Final = (1 / 3, 2 / 3)
 
 
@@ -34,15 +36,15 @@ class Slice:
 
     Attributes:
         by, value: the property, and what it is for these images.
-        is_worse: whether the accuracy of all images lies above the interval of theirs; that of unsure answers always
-            does, so nothing is said of these.
+        is_worse: whether they are answered worse than the others by more than chance, all slices together: Fisher's
+            exact test, one-sided, with Holm's correction. Unsure answers always are, so nothing is said of these.
     """
 
     by: str
     value: str
     n: int
     accuracy: Figure
-    is_worse: bool
+    is_worse: bool = False
 
 
 def slices_of(answers: Answers, data: Path | None) -> tuple[Slice, ...]:
@@ -59,7 +61,14 @@ def slices_of(answers: Answers, data: Path | None) -> tuple[Slice, ...]:
         "folder": _folders(answers),
         **_columns(answers.images, data),
     }
-    return tuple(each for by, values in found.items() for each in _slices(by, values, answers.is_right))
+    slices = [each for by, values in found.items() for each in _slices(by, values, answers.is_right)]
+    tested = [each for each in slices if each.by != _SURENESS]
+    n, n_right = len(answers.images), int(answers.is_right.sum())
+    p_values = [
+        float(hypergeom.cdf(round(each.accuracy.value * each.n), n, n_right, each.n)) for each in tested
+    ]  # of drawing so few right ones, or fewer, among as many images
+    worse = {id(each) for each, p in zip(tested, metrics.holm(p_values), strict=True) if p < _SIGNIFICANT}
+    return tuple(replace(each, is_worse=id(each) in worse) for each in slices)
 
 
 def _slices(by: str, values: Sequence[str], is_right: NDArray[np.bool_]) -> Iterator[Slice]:
@@ -69,8 +78,7 @@ def _slices(by: str, values: Sequence[str], is_right: NDArray[np.bool_]) -> Iter
     each = np.array(values)
     for value, n in counts.items():
         if n >= _FEWEST:
-            accuracy = Figure.share(float(is_right[each == value].mean()), n)
-            yield Slice(by, value, n, accuracy, by != _SURENESS and accuracy.high < float(is_right.mean()))
+            yield Slice(by, value, n, Figure.share(float(is_right[each == value].mean()), n))
 
 
 def _looks(labelled: Sequence[LabelledImage]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

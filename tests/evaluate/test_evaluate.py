@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import fisher_exact
 from typer.testing import CliRunner
 
 from edgecls.cli import app
@@ -89,6 +90,8 @@ def test_columns_of_a_csv_and_folders_are_slices(exported_run: Path, tmp_path: P
     assert not found["camera", "left"].is_worse
     assert found["folder", "right"].accuracy == found["camera", "right"].accuracy
     assert found["camera", "left"].n == 20
+    right, wrong = (round(found["camera", side].accuracy.value * 20) for side in ("left", "right"))
+    assert fisher_exact([[wrong, 20 - wrong], [right, 20 - right]], "less").pvalue < 0.05 / len(slices)
     assert ("age", "old") not in found  # one value is no slice: all others are empty
     assert {each.by for each in slices} >= {"brightness", "probability of the answer"}
 
