@@ -103,11 +103,6 @@ def find_images(folder: Path) -> Iterator[Path]:
     return (Path(each.folder, name) for each in walk(folder) for name in each.names if has_image_suffix(name))
 
 
-def find_others(folder: Path) -> Iterator[Path]:
-    """Yield the visible files below a folder that `find_images` passes over, in the same order."""
-    return (Path(each.folder, name) for each in walk(folder) for name in each.names if not has_image_suffix(name))
-
-
 def find_closed(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the folders from `folder` down that cannot be walked, with the reason."""
     return ((Path(each.folder), each.reason) for each in walk(folder) if each.reason)
