@@ -142,7 +142,8 @@ def compare(options: CompareOptions, progress: Progress = Progress()) -> Compare
         return runs_of(folder)
     contestants = named([Contestant.parse(text, options.classifier, options.vote) for text in options.models])
     if not 2 <= len(contestants) <= _MOST:
-        raise OptionError(f"{len(contestants)} models: expected 2 to {_MOST} to compare, or a folder of runs")
+        got = "one model" if len(contestants) == 1 else f"{len(contestants)} models"
+        raise OptionError(f"{got}: expected 2 to {_MOST} to compare, or a folder of runs")
     with ExitStack() as stack:
         opened = [stack.enter_context(each.open(progress.on_step)) for each in contestants]
         images, data, notes = images_of(contestants[0].models[0], options.data, ClassNames.of(opened[0].manifest))

@@ -117,7 +117,7 @@ def test_a_vote_and_views_stand_beside_their_members(models: list[Path], picture
 
 
 def test_what_cannot_be_compared_is_refused(models: list[Path], pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="1 models: expected 2 to 10"):
+    with pytest.raises(OptionError, match="one model: expected 2 to 10"):
         of(models[:1], pictures)
     other = write_linear_model(tmp_path / "other.onnx", "abd")
     with pytest.raises(OptionError, match=r"other\.onnx|other: other labels than the first model's: it lacks c"):

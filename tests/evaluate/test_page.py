@@ -145,6 +145,18 @@ def test_the_page_of_a_run_shows_its_training_and_its_files(browser: Any, export
     tab.close()
 
 
+def test_a_page_of_many_classes_is_whole_and_small(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(0), [f"class {index:03}" for index in range(150)]
+    for label in labels:  # one picture each, so that all mistakes are as frequent, and not all can be shown
+        write_image(tmp_path / "data" / label / "0.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    model = write_linear_model(tmp_path / "model.onnx", labels)
+    write_evaluation(evaluate(EvaluateOptions(str(model), tmp_path / "data", CPU, out=tmp_path / "out")))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Map of the confusion matrix" in page
+    assert all(label in page for label in labels)
+    assert len(page) < 500_000
+
+
 # --- Without a browser -----------------------------------------------------------------------------------------
 
 
