@@ -63,6 +63,20 @@ def wilson_interval(accuracy: float, n: int, z: float = 1.96) -> tuple[float, fl
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A measured number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def share(cls, value: float, n: int) -> Figure:
+        """A share of n images, with Wilson's interval."""
+        return cls(value, *wilson_interval(value, n))
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities over the last axis, without overflow; nan for a row with a number that is not finite."""
     with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and what is below any number

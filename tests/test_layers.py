@@ -23,10 +23,16 @@ NEEDS_TORCH = (
     "edgecls.demo",
 )
 
+# torch itself not by None in sys.modules: SciPy looks there whether it is loaded
 BLOCK = f"""
 import sys
-for name in {TORCH!r}:
+for name in {TORCH[1:]!r}:
     sys.modules[name] = None  # any import of it now raises ImportError
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("torch is blocked", name="torch")
+sys.meta_path.insert(0, Blocked())
 """
 
 

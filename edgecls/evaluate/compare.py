@@ -22,8 +22,8 @@ from edgecls.evaluate.evaluate import images_of
 from edgecls.evaluate.gallery import Shown, shown
 from edgecls.evaluate.options import CompareOptions
 from edgecls.evaluate.runs_table import RunsResult, is_folder_of_runs, runs_of
-from edgecls.evaluate.scores import Figure, scores_of
-from edgecls.metrics import PairedDifference
+from edgecls.evaluate.scores import scores_of
+from edgecls.metrics import Figure, PairedDifference
 from edgecls.progress import Progress
 from edgecls.runtime.classifier import Classifier
 

@@ -13,9 +13,9 @@ import numpy as np
 from edgecls import images
 from edgecls.errors import ImageError
 from edgecls.evaluate.answers import answers_of
-from edgecls.evaluate.scores import Figure
 from edgecls.images import Pixels
 from edgecls.labelled import LabelledImage, stratified_sample
+from edgecls.metrics import Figure
 from edgecls.progress import Progress
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.pipeline import Frame, Picture, Unreadable

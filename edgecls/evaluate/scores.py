@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from edgecls import metrics
 from edgecls.evaluate.answers import Answers
-from edgecls.metrics import NO_ANSWER, Indices
+from edgecls.metrics import NO_ANSWER, Figure, Indices
 
 N_BINS: Final = 15  # of the calibration error, as in `metrics.calibration_error`
 _RESAMPLES: Final = 1_000  # of the bootstrap
@@ -22,20 +22,6 @@ _AT_ONCE: Final = 50  # resamples in memory
 _SMALLEST: Final = 1e-12  # probability that a logarithm is taken of
 _LEVELS: Final = (2.5, 97.5)
 _N_POINTS: Final = 200  # of the curve of accuracy over coverage
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def share(cls, value: float, n: int) -> Figure:
-        """A share of n images, with Wilson's interval."""
-        return cls(value, *metrics.wilson_interval(value, n))
 
 
 @dataclass(frozen=True)

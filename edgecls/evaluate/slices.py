@@ -18,8 +18,8 @@ from edgecls.datasets import read_label_rows
 from edgecls.decoding.header import read_header
 from edgecls.errors import ImageError
 from edgecls.evaluate.answers import Answers
-from edgecls.evaluate.scores import Figure
 from edgecls.labelled import LabelledImage
+from edgecls.metrics import Figure
 from edgecls.prefetch import n_cores, prefetch
 
 _MOST_VALUES: Final = 50  # of a column or of folders: with more, it is no way to tell images apart

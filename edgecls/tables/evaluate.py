@@ -15,7 +15,7 @@ from edgecls.tables.common import facts_table, percent, percent_or_none
 if TYPE_CHECKING:
     from edgecls.evaluate.compare import Compared, CompareResult
     from edgecls.evaluate.evaluate import EvaluateResult
-    from edgecls.evaluate.scores import Figure
+    from edgecls.metrics import Figure
 
 _MOST_CLASSES = 10  # the worst of them
 _SIGNIFICANT = 0.05

@@ -12,9 +12,9 @@ from sklearn import metrics as reference
 
 from edgecls import metrics
 from edgecls.evaluate.answers import MOST_KEPT, Answers
-from edgecls.evaluate.scores import Figure, scores_of
+from edgecls.evaluate.scores import scores_of
 from edgecls.labelled import LabelledImage
-from edgecls.metrics import NO_ANSWER
+from edgecls.metrics import NO_ANSWER, Figure
 
 
 def answers(n: int = 400, n_classes: int = 8, seed: int = 0, skill: float = 1.5, labels: int | None = None) -> Answers:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-from edgecls import __version__
 from edgecls.evaluate.compare import CompareResult
 from edgecls.evaluate.evaluate import Evaluated
 from edgecls.evaluate.gallery import cells_of
 from edgecls.evaluate.look.inspect import InspectResult
 from edgecls.evaluate.page.charts import Axis, Series, chart
 from edgecls.evaluate.page.confusion import confusion_view
-from edgecls.evaluate.page.pictures import heated, thumbnail
+from edgecls.evaluate.page.render import PAGE, render
 from edgecls.evaluate.runs_table import RunsResult
 from edgecls.runs import write_json, write_text
 
-PAGE: Final = "report.html"
 FIGURES: Final = "report.json"
 CARD: Final = "card.md"
 
@@ -32,15 +27,6 @@ _OF_TRAINING: Final = (
     "model", "weights", "n_images", "image_size", "epochs", "optimizer", "lr", "fine_tune_lr", "augment", "seed",
     "torch",
 )  # fmt: skip
-
-_ENVIRONMENT: Final = Environment(
-    loader=PackageLoader("edgecls.evaluate.page"),
-    autoescape=select_autoescape(["html.j2", "html"]),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_ENVIRONMENT.globals.update(version=__version__, thumbnail=thumbnail, heated=heated)
 
 
 def write_evaluation(evaluated: Evaluated) -> None:
@@ -109,12 +95,6 @@ def write_comparison(result: CompareResult | RunsResult, out: Path) -> None:
         _write(out, render("runs.html.j2", result=result), result.to_json())
     else:
         _write(out, render("comparison.html.j2", result=result, front=_front(result)), result.to_json())
-
-
-def render(template: str, **context: Any) -> str:
-    """A page or card as text that can be written as UTF-8, whatever bytes are in the names of files."""
-    text = _ENVIRONMENT.get_template(template).render(today=date.today().isoformat(), **context)
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _write(out: Path, page: str, figures: dict[str, Any]) -> None:

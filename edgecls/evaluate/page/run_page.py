@@ -14,9 +14,9 @@ from edgecls.errors import RunError
 from edgecls.evaluate.page.charts import Axis, Series, chart
 from edgecls.evaluate.page.confusion import ConfusionView, confusion_view
 from edgecls.evaluate.page.pictures import webp
-from edgecls.evaluate.page.report import PAGE, render
-from edgecls.evaluate.scores import Figure
+from edgecls.evaluate.page.render import PAGE, render
 from edgecls.images import Pixels
+from edgecls.metrics import Figure
 from edgecls.options import OPTIONS_KEY
 from edgecls.records import TextFile
 from edgecls.runs import (
