@@ -271,7 +271,7 @@ def inspect(options: InspectOptions, as_json: AsJson = False) -> None:
     console = _console(data_on_stdout=as_json)
     with _needs_extra("edgecls inspect", "evaluate"):
         from edgecls.evaluate.look.inspect import inspect as look
-        from edgecls.evaluate.page.report import write_inspection
+        from edgecls.evaluate.page.inspection import write_inspection
     from edgecls.tables.inspect import inspected
     from edgecls.tables.progress import progress_on
 

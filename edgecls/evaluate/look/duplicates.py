@@ -16,7 +16,7 @@ from edgecls.labelled import Split
 Kind = Literal["same bytes", "same pixels", "looks the same", "mirrored"]
 
 _RADIUS: Final = 16  # bits of 63 that may differ; what is meant to be found is decided on the pixels
-_ROWS: Final = 128  # of the table of distances in memory
+_ROWS: Final = 32  # of the table of distances in memory
 _AT_ONCE: Final = 2_048  # pairs that are compared
 _BIT_COUNTS: Final = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 # On small copies: correlation of the grey pixels, of what is left of them without their surroundings, and the largest

@@ -29,7 +29,7 @@ _COLOURED: Final = 12  # levels between the channels from which on a pixel has a
 _SOME: Final = 0.002  # share of the pixels that must have one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A labelled image and the split that it lies in."""
 
@@ -37,7 +37,7 @@ class Listed:
     split: Split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What one readable file is.
 

@@ -8,18 +8,15 @@ from typing import Any, Final
 from edgecls.evaluate.compare import CompareResult
 from edgecls.evaluate.evaluate import Evaluated
 from edgecls.evaluate.gallery import cells_of
-from edgecls.evaluate.look.inspect import InspectResult
 from edgecls.evaluate.page.charts import Axis, Series, chart
 from edgecls.evaluate.page.confusion import confusion_view
-from edgecls.evaluate.page.render import PAGE, render
+from edgecls.evaluate.page.render import render, write_page
 from edgecls.evaluate.runs_table import RunsResult
-from edgecls.runs import write_json, write_text
+from edgecls.runs import write_text
 
-FIGURES: Final = "report.json"
 CARD: Final = "card.md"
 
 _MOST_CELL_PICTURES: Final = 240
-_MOST_SHOWN: Final = 60  # pictures of each kind of finding
 _MOST_LABELS: Final = 40  # that a card lists
 _SHARE: Final = Axis("accuracy", is_share=True)
 # of a training, what a reader of a card wants to know
@@ -57,32 +54,8 @@ def write_evaluation(evaluated: Evaluated) -> None:
         training={name: training[name] for name in _OF_TRAINING if training.get(name) not in (None, [], "")},
         worse="; ".join(f"{each.by} {each.value}" for each in result.slices if each.is_worse),
     )
-    _write(result.out, page, result.to_json())
+    write_page(result.out, page, result.to_json())
     write_text(result.out / CARD, card)
-
-
-def write_inspection(result: InspectResult) -> None:
-    """Write the page and its figures as JSON.
-
-    Raises:
-        RunError: they cannot be written; what was there before is unchanged.
-    """
-    pairs = {
-        "In two splits": result.leaks,
-        "Under two labels": [pair for pair in result.conflicts if not pair.is_leak],
-        "Twice in one split": [pair for pair in result.pairs if not (pair.is_leak or pair.is_conflict)],
-    }
-    page = render("inspection.html.j2", result=result, pairs=pairs, most=_MOST_SHOWN)
-    _write(result.out, page, json_values(result.to_json()))
-
-
-def json_values(value: Any) -> Any:
-    """The same with paths as text."""
-    if isinstance(value, dict):
-        return {key: json_values(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_values(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def write_comparison(result: CompareResult | RunsResult, out: Path) -> None:
@@ -92,14 +65,9 @@ def write_comparison(result: CompareResult | RunsResult, out: Path) -> None:
         RunError: they cannot be written; what was there before is unchanged.
     """
     if isinstance(result, RunsResult):
-        _write(out, render("runs.html.j2", result=result), result.to_json())
+        write_page(out, render("runs.html.j2", result=result), result.to_json())
     else:
-        _write(out, render("comparison.html.j2", result=result, front=_front(result)), result.to_json())
-
-
-def _write(out: Path, page: str, figures: dict[str, Any]) -> None:
-    write_json(out / FIGURES, figures)
-    write_text(out / PAGE, page)
+        write_page(out, render("comparison.html.j2", result=result, front=_front(result)), result.to_json())
 
 
 def _reliability(evaluated: Evaluated) -> Any:
