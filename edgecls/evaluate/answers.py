@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.ensemble import label_order
 from edgecls.runtime.pipeline import Answered, Picture, Source
 from edgecls.runtime.prediction import ranked
-from edgecls.runtime.stages import StageTimes
+from edgecls.runtime.stages import Stage, StageSummary, StageTimes
 
 MOST_KEPT: Final = 5  # answers of each image, best first: what top-5 needs, whatever the number of classes
 
@@ -37,6 +37,7 @@ class Answers:
         probabilities: (n, k) of these, 0 to 1.
         of_truth: (n,) probability of the true label.
         ms: of inference, milliseconds an image.
+        stages: milliseconds an image by stage, of all classifiers together.
         unreadable: reason by path of the images that are left out.
     """
 
@@ -47,6 +48,7 @@ class Answers:
     probabilities: NDArray[np.float32]
     of_truth: NDArray[np.float32]
     ms: float
+    stages: Mapping[Stage, StageSummary]
     unreadable: dict[Path, str]
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ def answers_of(
     readable: list[LabelledImage] = []
     remaining = iter(images)
     progress.on_pass(title, len(images))
+    times = StageTimes()
     n_workers = max(each.n_workers for each in classifiers)
     pictures = prefetch(lambda image: picture_of(image.path), images, n_threads=n_workers, ahead=4 * n_workers)
     for answered in pipeline.answers(
@@ -106,7 +109,7 @@ def answers_of(
         (Source(picture, str(image.path), image.label) for picture, image in zip(pictures, images, strict=True)),
         batch_size=min(each.batch_size for each in classifiers),
         n_workers=n_workers,
-        times=StageTimes(),
+        times=times,
         n_sources=len(images),
     ):
         batch = [next(remaining) for _ in answered.sources]
@@ -124,7 +127,7 @@ def answers_of(
     if not readable:
         path, reason = next(iter(unreadable.items()))
         raise DatasetError(f"none of {len(images):,} images can be read, first {path}: {reason}; expected pictures")
-    return tuple(each.answers(labels, tuple(readable), unreadable) for each in kept)
+    return tuple(each.answers(labels, tuple(readable), times.summaries(), unreadable) for each in kept)
 
 
 class _Kept:
@@ -148,8 +151,12 @@ class _Kept:
         self._seconds += sum(member.seconds for member in answered.members)
 
     def answers(
-        self, labels: tuple[str, ...], images: tuple[LabelledImage, ...], unreadable: dict[Path, str]
+        self,
+        labels: tuple[str, ...],
+        images: tuple[LabelledImage, ...],
+        stages: Mapping[Stage, StageSummary],
+        unreadable: dict[Path, str],
     ) -> Answers:
         truth, top, probabilities, of_truth = (np.concatenate(each) for each in zip(*self._rows, strict=True))
         ms = 1000 * self._seconds / len(images)
-        return Answers(labels, images, truth, top, probabilities, of_truth, ms, unreadable)
+        return Answers(labels, images, truth, top, probabilities, of_truth, ms, stages, unreadable)

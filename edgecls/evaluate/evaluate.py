@@ -25,6 +25,7 @@ from edgecls.labelled import LabelledImage
 from edgecls.progress import Progress
 from edgecls.runs import MANIFEST, SPLIT, Run, find_model
 from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.stages import Stage, StageSummary
 
 _N_EXPLAINED: Final = 12  # pictures of which it is shown where the network looks; 65 inferences each
 
@@ -44,7 +45,7 @@ class EvaluateResult:
     Attributes:
         data: what the images are, in words.
         notes: what a reader of the figures must know.
-        ms: of inference, milliseconds an image.
+        ms: of inference, milliseconds an image; stages: the same of every stage.
         gallery: pictures by title.
         looked_at: by path, what an answer loses where each part of the picture is covered, (8, 8).
         unreadable: reason by path of the images that are in no figure.
@@ -66,6 +67,7 @@ class EvaluateResult:
     notes: tuple[str, ...]
     unreadable: Mapping[str, str]
     ms: float
+    stages: Mapping[Stage, StageSummary]
     seconds: float
     out: Path
     looked_at: Mapping[str, NDArray[np.float32]]
@@ -78,6 +80,7 @@ class EvaluateResult:
         """All of it; pictures by their paths."""
         values = {name: value for name, value in vars(self).items() if name not in ("looked_at", "scores")}
         values |= {name: [asdict(each) for each in values[name]] for name in ("slices", "robustness", "failed")}
+        values["stages"] = {stage: asdict(each) for stage, each in self.stages.items()}
         values["gallery"] = {
             title: [{**asdict(each), "path": str(each.path)} for each in pictures]
             for title, pictures in self.gallery.items()
@@ -126,6 +129,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evalu
             notes=notes,
             unreadable={str(path): reason for path, reason in answers.unreadable.items()},
             ms=answers.ms,
+            stages=answers.stages,
             seconds=time.perf_counter() - started,
             out=options.out,
             looked_at=_looked_at(classifier, explained, progress),

@@ -164,6 +164,7 @@ def test_the_command_leaves_a_page_its_figures_and_a_card(
     assert printed["scores"]["accuracy"]["value"] > 0.9
     page = Path("evaluation/report.html").read_text()
     assert page.count("data:image/webp") >= 24
+    assert sum(stage["share"] for stage in written["stages"].values()) == pytest.approx(1)
     card = Path("evaluation/card.md").read_text()
     assert card.startswith("---\n")
     assert f"| accuracy | {printed['scores']['accuracy']['value']:.4f} |" in card

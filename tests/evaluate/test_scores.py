@@ -34,7 +34,7 @@ def of_probabilities(probabilities: np.ndarray, truth: np.ndarray) -> Answers:
     rows = np.arange(n)
     return Answers(
         names, images, truth, top, probabilities[rows[:, None], top].astype(np.float32),
-        probabilities[rows, truth].astype(np.float32), 1.0, {},
+        probabilities[rows, truth].astype(np.float32), 1.0, {}, {},
     )  # fmt: skip
 
 
