@@ -98,3 +98,19 @@ def test_the_public_door_is_what_it_says() -> None:
         assert getattr(edgecls, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Clasifier'"):
         edgecls.Clasifier  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("jinja2", ["evaluate", "model.onnx", "photos"], "evaluate"),
+        ("sklearn", ["compare", "a.onnx", "b.onnx"], "evaluate"),
+        ("jinja2", ["inspect", "photos"], "evaluate"),
+        ("cleanlab", ["inspect", "photos", "--model", "run"], "inspect"),
+    ],
+)
+def test_a_look_without_its_packages_names_the_extra(package: str, arguments: list[str], extra: str) -> None:
+    result = python(f"import sys; sys.modules[{package!r}] = None\nfrom edgecls.cli import app; app({arguments!r})")
+    assert result.returncode == 1
+    assert f'pip install "edgecls[{extra}]"' in result.stderr
+    assert "Traceback" not in result.stderr
