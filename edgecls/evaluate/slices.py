@@ -18,6 +18,7 @@ from edgecls.datasets import read_label_rows
 from edgecls.decoding.header import read_header
 from edgecls.errors import ImageError
 from edgecls.evaluate.answers import Answers
+from edgecls.images import natural_key
 from edgecls.labelled import LabelledImage
 from edgecls.metrics import Figure
 from edgecls.prefetch import n_cores, prefetch
@@ -27,6 +28,7 @@ _FEWEST: Final = 10  # images in a slice that is shown
 _OF_ROWS: Final = ("path", "label", "split")  # columns that say something else
 _SURENESS: Final = "probability of the answer"
 _SIGNIFICANT: Final = 0.05
+_LOWEST: Final = "up to"
 _THIRDS: Final = (1 / 3, 2 / 3)
 
 
@@ -57,7 +59,7 @@ def slices_of(answers: Answers, data: Path | None) -> tuple[Slice, ...]:
     found: dict[str, Sequence[str]] = {
         "shorter side": _thirds(sides, "{:.0f} px"),
         "brightness": _thirds(brightness, "{:.0f} of 255"),
-        _SURENESS: _thirds(answers.confidence.astype(np.float64), "{:.3f}"),
+        _SURENESS: _thirds(answers.confidence.astype(np.float64), "{:.4f}"),
         "folder": _folders(answers),
         **_columns(answers.images, data),
     }
@@ -76,9 +78,15 @@ def _slices(by: str, values: Sequence[str], is_right: NDArray[np.bool_]) -> Iter
     if not 2 <= len(counts) <= _MOST_VALUES:
         return
     each = np.array(values)
-    for value, n in counts.items():
-        if n >= _FEWEST:
-            yield Slice(by, value, n, Figure.share(float(is_right[each == value].mean()), n))
+    for value in sorted(counts, key=_in_order):
+        if counts[value] >= _FEWEST:
+            accuracy = Figure.share(float(is_right[each == value].mean()), counts[value])
+            yield Slice(by, value, counts[value], accuracy)
+
+
+def _in_order(value: str) -> tuple[bool, bool, tuple[str, str]]:
+    """Thirds from the lowest up, all else in natural order."""
+    return not value.startswith(_LOWEST), _LOWEST not in value, natural_key(value)
 
 
 def _looks(labelled: Sequence[LabelledImage]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -107,7 +115,7 @@ def _thirds(numbers: NDArray[np.float64], shown: str) -> list[str]:
     known = numbers[np.isfinite(numbers)]
     low, high = np.quantile(known, _THIRDS) if len(known) else (0.0, 0.0)
     below, above = shown.format(low), shown.format(high)
-    names = [f"up to {below}", f"above {below}, up to {above}", f"above {above}"]
+    names = [f"{_LOWEST} {below}", f"above {below}, {_LOWEST} {above}", f"above {above}"]
     return [names[int(value > low) + int(value > high)] if np.isfinite(value) else "" for value in numbers]
 
 

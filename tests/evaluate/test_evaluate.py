@@ -93,6 +93,8 @@ def test_columns_of_a_csv_and_folders_are_slices(exported_run: Path, tmp_path: P
     right, wrong = (round(found["camera", side].accuracy.value * 20) for side in ("left", "right"))
     assert fisher_exact([[wrong, 20 - wrong], [right, 20 - right]], "less").pvalue < 0.05 / len(slices)
     assert ("age", "old") not in found  # one value is no slice: all others are empty
+    thirds = [each.value.split()[0] for each in slices if each.by == "brightness"]
+    assert thirds == sorted(thirds, reverse=True)  # up to, above and up to, above
     assert {each.by for each in slices} >= {"brightness", "probability of the answer"}
 
 
