@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from edgecls.errors import RunError
-from edgecls.evaluate.figures import draw_training
+from edgecls.evaluate.training_plots import draw_training
 from edgecls.export.options import ExportOptions
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export

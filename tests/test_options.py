@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from edgecls import cli
 from edgecls.bench.options import BenchOptions
 from edgecls.errors import OptionError
+from edgecls.evaluate.look.options import InspectOptions
+from edgecls.evaluate.options import CompareOptions, EvaluateOptions
 from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
@@ -35,6 +37,9 @@ OF_COMMANDS: list[Any] = [
     BenchOptions(),
     PretrainedOptions("efficientnet_lite0"),
     AdoptOptions(Path("model.onnx")),
+    InspectOptions(),
+    EvaluateOptions(),
+    CompareOptions(("runs",)),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 

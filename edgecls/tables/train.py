@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edgecls.evaluate.figures import draw_training
 from edgecls.evaluate.page.run_page import write_run_page
+from edgecls.evaluate.training_plots import draw_training
 from edgecls.runs import Run
 from edgecls.tables.common import facts_table, percent, with_interval
 from edgecls.tables.live import LiveLine

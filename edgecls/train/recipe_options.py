@@ -8,7 +8,7 @@ from typing import Final, Literal
 from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Resize
 from edgecls.options import Options, Rule, above, at_least, below, between, option
-from edgecls.train.variations import operations_of
+from edgecls.train.augmentation_names import operations_of
 
 SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
 LITE_NAMES: Final = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")

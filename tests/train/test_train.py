@@ -14,7 +14,7 @@ import torch
 
 from edgecls.datasets import read_split
 from edgecls.errors import OptionError, RunError, TrainingError
-from edgecls.evaluate.figures import draw_training
+from edgecls.evaluate.training_plots import draw_training
 from edgecls.options import from_flat
 from edgecls.runs import Run, find_run, sha256_of
 from edgecls.train import machine

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from edgecls.train.variations import OPERATIONS, operations_of
+from edgecls.train.augmentation_names import OPERATIONS, operations_of
 
 # 8 pictures of 224 px, whose floats are 5 MB: 32 at once take 1.4 times as long, in fresh memory for every step. The
 # same on a GPU, so that it draws what the CPU draws.

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgecls.errors import OptionError
+from edgecls.train.augmentation_names import OPERATIONS, PRESETS
 from edgecls.train.data import augment
 from edgecls.train.data.augment import Augmentation, augmentation
 from edgecls.train.data.mixing import Mixing
-from edgecls.train.variations import OPERATIONS, PRESETS
 
 NAMES = sorted({*PRESETS, *OPERATIONS} - {"none"})
 
