@@ -22,8 +22,11 @@ _MOST_CLASSES: Final = 20
 def inspected(result: InspectResult) -> Iterator[Table | str]:
     """Findings in whole sentences, the gravest first; a table of facts; where the page is."""
     if result.leaks:
-        yield f"[bold]{_count(result.n_leaked, 'picture')} of val and test with a copy among the training images.[/]"
-        yield "Figures that are measured on them flatter."
+        if result.n_leaked:
+            told = f"{_count(result.n_leaked, 'picture')} of val and test with a copy among the training images."
+            yield f"[bold]{told}[/] Figures that are measured on them flatter."
+        else:
+            yield f"[bold]{_count(len(result.leaks), 'picture')} in val and in test.[/]"
         yield from _pairs(result.leaks, result)
     if result.conflicts:
         yield f"[bold]{_count(len(result.conflicts), 'pair')} of copies with two labels.[/]"
@@ -35,7 +38,7 @@ def inspected(result: InspectResult) -> Iterator[Table | str]:
         yield "No picture is in two splits or under two labels, and every file can be read."
     if result.empty:
         yield f"{_count(len(result.empty), 'class folder')} without a picture: {escape(', '.join(result.empty[:5]))}"
-    yield from (f"{escape(folder)}: {reason}" for folder, reason in result.closed.items())
+    yield from (escape(f"{folder}: {reason}") for folder, reason in result.closed.items())
     others = len(result.pairs) - len({*result.leaks, *result.conflicts})
     if others:
         yield f"{_count(others, 'picture')} more than once in the same split."
@@ -50,7 +53,7 @@ def inspected(result: InspectResult) -> Iterator[Table | str]:
         ])  # fmt: skip
     yield _facts(result)
     yield from (f"note: {escape(note)}" for note in result.notes)
-    yield f"page: {result.out / 'report.html'}"
+    yield escape(f"page: {result.out / 'report.html'}")
 
 
 def _pairs(pairs: Sequence[Pair], result: InspectResult) -> Iterator[str]:

@@ -172,6 +172,17 @@ def test_the_command_leaves_a_page_its_figures_and_a_card(
     assert f"| accuracy | {printed['scores']['accuracy']['value']:.4f} |" in card
 
 
+def test_brackets_in_names_are_no_markup(tmp_path: Path, in_empty_folder: Path) -> None:
+    for label in ("[red]", "[/b]"):
+        write_image(tmp_path / "[i]data" / label.replace("/", "") / "0.png", draw("checks", 0, 8))
+    model = write_linear_model(tmp_path / "model.onnx", ["[red]", "[b]"])
+    told = run("evaluate", model, tmp_path / "[i]data", "--device", "cpu", "--out", "[u]out")
+    assert told.exit_code == 0, told.output
+    assert all(name in told.output for name in ("[red]", "[b]", "page: [u]out/report.html"))
+    told = run("compare", model, f"{model}@tta=flip", "--data", tmp_path / "[i]data", "--device", "cpu")
+    assert told.exit_code == 0, told.output
+
+
 def test_a_condition_that_holds_fails_the_command(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:
     base = ("evaluate", exported_run, photos, "--device", "cpu", "--fail-if")
     assert run(*base, "accuracy<0.01", "--fail-if", "log-loss>99").exit_code == 0

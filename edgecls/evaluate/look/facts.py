@@ -26,6 +26,8 @@ _DCT_SIDE: Final = 32
 _KEPT: Final = 8  # frequencies down and across
 _SHARPNESS_SIDE: Final = 256  # pixels of the shorter side at which blur is judged
 _COLOURED: Final = 12  # levels between the channels from which on a pixel has a colour
+_WITH_ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
+_PNG, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # how a PNG begins, and where its bits per channel stand
 _SOME: Final = 0.002  # share of the pixels that must have one
 
 
@@ -113,7 +115,7 @@ def _look(listed: Listed) -> tuple[Facts, Pixels] | str:
         return error.reason
     except MemoryError:
         return "decoding it needs more memory than this process can get"
-    header, (kind, mode) = read_header(data), _kind_of(data)
+    header, (kind, has_alpha, has_16_bits) = read_header(data), _kind_of(data)
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     small = cast(Pixels, cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
@@ -121,7 +123,7 @@ def _look(listed: Listed) -> tuple[Facts, Pixels] | str:
     coloured = (picture[::4, ::4].max(axis=2) - picture[::4, ::4].min(axis=2)) > _COLOURED
     facts = Facts(
         listed, height, width, kind, len(data), header.orientation if header else 1, bool(coloured.mean() < _SOME),
-        mode in ("RGBA", "LA", "PA", "RGBa", "La"), mode.startswith("I;16"),
+        has_alpha, has_16_bits,
         float(grey.mean()), float(grey.std()), _sharpness(np.asarray(grey, np.uint8)),
         hashlib.blake2b(data, digest_size=16).digest(),
         hashlib.blake2b(np.ascontiguousarray(picture).data, digest_size=16).digest(),
@@ -130,14 +132,16 @@ def _look(listed: Listed) -> tuple[Facts, Pixels] | str:
     return facts, small
 
 
-def _kind_of(data: bytes) -> tuple[str, str]:
-    """The format and the mode, by Pillow, which reads the header only; empty where it does not know them."""
+def _kind_of(data: bytes) -> tuple[str, bool, bool]:
+    """The format, whether parts may be transparent, whether it has 16 bits: by Pillow, which reads the header only."""
+    has_16_bits = data.startswith(_PNG) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"  # Pillow hides that of colours
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as opened:
             warnings.simplefilter("ignore")  # of large pictures: this decodes nothing
-            return opened.format or "?", opened.mode
+            has_alpha = opened.mode in _WITH_ALPHA or "transparency" in opened.info
+            return opened.format or "?", has_alpha, has_16_bits or opened.mode.startswith("I;16")
     except Exception:  # formats that plug-ins read, which raise whatever they like
-        return "?", ""
+        return "?", False, has_16_bits
 
 
 def _sharpness(grey: Pixels) -> float:

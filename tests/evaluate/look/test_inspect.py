@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from edgecls.cli import app
@@ -138,14 +139,18 @@ def test_what_preprocessing_does_is_counted(tmp_path: Path) -> None:
         write_image(root / "a" / f"{index}.png", scene(index))
     cv2.imwrite(str(root / "a" / "alpha.png"), alpha)
     cv2.imwrite(str(root / "a" / "deep.png"), scene(9)[..., 0].astype(np.uint16) * 257)
+    write_image(root / "a" / "colour.png", scene(10))
+    deep = scene(11).astype(np.uint16) * 257
+    cv2.imwrite(str(root / "a" / "deep-colour.png"), deep)  # Pillow calls it RGB
+    Image.fromarray(scene(12)).quantize(16).save(root / "a" / "palette.png", transparency=3)
     result = look(root)
     words = {effect.words: effect.n for effect in result.effects}
-    assert words["put on a white background, since parts are transparent"] == 1
-    assert words["rounded from 16 bits to 8"] == 1
-    assert words["enlarged for an input of 96 px"] == 8
+    assert words["put on a white background, since parts are transparent"] == 2
+    assert words["rounded from 16 bits to 8"] == 2
+    assert words["enlarged for an input of 96 px"] == 11
     assert result.grey == 1
     (alpha_effect,) = (each for each in result.effects if "transparent" in each.words)
-    assert [path.name for path in alpha_effect.examples] == ["alpha.png"]
+    assert {path.name for path in alpha_effect.examples} == {"alpha.png", "palette.png"}
     assert any("one class only" in note for note in result.notes)
     assert any("are few to calibrate INT8" in note for note in result.notes)
 
@@ -218,6 +223,16 @@ def test_the_command_says_the_leak_first_and_strict_fails(data: Path, in_empty_f
     assert (printed["n_leaked"], printed["leaks"], printed["is_sound"]) == (1, 1, False)
     assert json.loads(Path("inspection/report.json").read_text())["n_leaked"] == 1
     assert "leak.jpg" in Path("inspection/report.html").read_text()
+
+
+def test_a_leak_between_val_and_test_is_said_as_what_it_is(data: Path, in_empty_folder: Path) -> None:
+    jpeg(data / "val" / "one" / "[bold]a[/].jpg", scene(1_000), 40)  # the first of test
+    result = look(data)
+    assert (len(result.leaks), result.n_leaked) == (1, 0)
+    told = run("inspect", data, "--out", "[x]").output
+    assert "1 picture in val and in test." in told
+    assert "[bold]a[/].jpg" in told
+    assert "page: [x]/report.html" in told
 
 
 def test_labels_that_a_model_doubts_are_the_swapped_ones(
