@@ -288,8 +288,8 @@ def _doubting(model: str | None, progress: Progress) -> Any:
     if model is None:
         return None
     with _needs_extra("edgecls inspect --model", "inspect"):
-        from edgecls.evaluate.look.doubts import doubts_of
-    return lambda facts: doubts_of(model, facts, progress)
+        from edgecls.evaluate.look.doubts import doubting
+    return doubting(model, progress)
 
 
 @app.command()

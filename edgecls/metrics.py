@@ -194,3 +194,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which (cost, accuracy) no other point beats: as accurate for less, or more accurate for as much."""
+    return [
+        not any(
+            other_cost <= cost and other >= accuracy and (other_cost, other) != (cost, accuracy)
+            for other_cost, other in points
+        )
+        for cost, accuracy in points
+    ]

@@ -82,6 +82,11 @@ def test_a_paired_difference_needs_the_same_images() -> None:
         metrics.paired_difference(*[np.zeros(0, np.int64)] * 3)
 
 
+def test_a_point_is_on_the_front_unless_another_is_as_good_for_less() -> None:
+    points = [(1, 0.5), (2, 0.5), (2, 0.7), (3, 0.6), (2, 0.7)]
+    assert metrics.on_front(points) == [True, False, True, False, True]  # equal points do not beat one another
+
+
 def test_class_accuracies_are_each_classes_own() -> None:
     truth, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
     assert metrics.class_accuracies(predicted, truth, 3) == pytest.approx([0.5, 2 / 3, np.nan], nan_ok=True)

@@ -49,7 +49,8 @@ class Opened:
     """
 
     def __init__(self, data: bytes) -> None:
-        """
+        """Read the header.
+
         Raises:
             ImageError: empty, or nothing that is read.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from edgecls.errors import DatasetError
 from edgecls.labelled import LabelledImage
 from edgecls.metrics import NO_ANSWER, Indices
-from edgecls.prefetch import prefetch
 from edgecls.progress import Progress
 from edgecls.runtime import pipeline
 from edgecls.runtime.classifier import Classifier
@@ -78,7 +77,7 @@ def answers_of(
     progress: Progress = Progress(),
     *,
     title: str = "images",
-    picture_of: Callable[[Path], Picture] = str,
+    pictures: Iterable[Picture] | None = None,
 ) -> tuple[Answers, ...]:
     """Let classifiers answer the same images; each file is read and decoded once for all of them.
 
@@ -86,7 +85,7 @@ def answers_of(
         classifiers: with the same labels; the first one's order of them is that of all answers.
         images: whose labels are theirs.
         title: of this pass, for a progress bar.
-        picture_of: what is answered in the place of a file; it is called from several threads.
+        pictures: what is answered in the place of each file, as a damaged copy of it.
 
     Raises:
         OptionError: they have other labels than the first.
@@ -103,10 +102,10 @@ def answers_of(
     progress.on_pass(title, len(images))
     times = StageTimes()
     n_workers = max(each.n_workers for each in classifiers)
-    pictures = prefetch(lambda image: picture_of(image.path), images, n_threads=n_workers, ahead=4 * n_workers)
+    shown = (str(image.path) for image in images) if pictures is None else pictures
     for answered in pipeline.answers(
         members,
-        (Source(picture, str(image.path), image.label) for picture, image in zip(pictures, images, strict=True)),
+        (Source(picture, str(image.path), image.label) for picture, image in zip(shown, images, strict=True)),
         batch_size=min(each.batch_size for each in classifiers),
         n_workers=n_workers,
         times=times,

@@ -16,7 +16,7 @@ from edgecls import metrics
 from edgecls.datasets import ClassNames
 from edgecls.errors import OptionError
 from edgecls.evaluate.answers import Answers, answers_of
-from edgecls.evaluate.contestant import Contestant, named
+from edgecls.evaluate.contestant import Contestant, expect_a_vote, named
 from edgecls.evaluate.costs import Cost, cost_of
 from edgecls.evaluate.evaluate import images_of
 from edgecls.evaluate.gallery import Shown, shown
@@ -144,9 +144,10 @@ def compare(options: CompareOptions, progress: Progress = Progress()) -> Compare
     if not 2 <= len(contestants) <= _MOST:
         got = "one model" if len(contestants) == 1 else f"{len(contestants)} models"
         raise OptionError(f"{got}: expected 2 to {_MOST} to compare, or a folder of runs")
+    expect_a_vote(contestants, options.vote)
     with ExitStack() as stack:
         opened = [stack.enter_context(each.open(progress.on_step)) for each in contestants]
-        images, data, notes = images_of(contestants[0].models[0], options.data, ClassNames.of(opened[0].manifest))
+        images, data, notes = images_of(contestants, options.data, ClassNames.of(opened[0].manifest))
         answers = answers_of(opened, images, progress)
         models = _compared([each.name for each in contestants], opened, answers)
     best = _best(answers)
@@ -177,7 +178,7 @@ def _compared(names: Sequence[str], opened: Sequence[Classifier], answers: Seque
         for i, each in enumerate(answers)
     ]
     corrected = iter(metrics.holm([each.p_value for each in differences if each]))
-    points = [(each.ms, float(each.is_right.mean())) for each in answers]
+    front = metrics.on_front([(each.ms, float(each.is_right.mean())) for each in answers])
     found = []
     for i, (name, classifier, each) in enumerate(zip(names, opened, answers, strict=True)):
         scores, manifest = scores_of(each), classifier.manifest
@@ -199,17 +200,10 @@ def _compared(names: Sequence[str], opened: Sequence[Classifier], answers: Seque
                 images_per_second=1000 / max(each.ms, 1e-9),
                 difference=differences[i],
                 p_value=next(corrected) if differences[i] else None,
-                is_on_front=_is_on_front(points, i),
+                is_on_front=front[i],
             )
         )
     return tuple(found)
-
-
-def _is_on_front(points: Sequence[tuple[float, float]], index: int) -> bool:
-    ms, accuracy = points[index]
-    return not any(
-        other_ms <= ms and other >= accuracy and (other_ms, other) != (ms, accuracy) for other_ms, other in points
-    )
 
 
 def _flips(name: str, best: Answers, other: Answers) -> Flips:

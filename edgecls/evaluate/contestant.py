@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from edgecls.runtime.options import ClassifierOptions, VoteOptions
 
 _VOTE: Final = "+"
 _SETTINGS: Final = "@"
+_NO_SETTING: Final = "subsets"  # of a vote: each subset is a contestant of its own
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,13 @@ class Contestant:
         return Classifier.of(self.models, self.classifier, self.vote, on_note=on_note)
 
 
-def open_contestant(
-    text: str, classifier: ClassifierOptions, vote: VoteOptions, on_note: Callable[[str], None] = lambda line: None
-) -> Classifier:
-    """Open what a text names, as `Contestant.parse` reads it.
+def expect_a_vote(contestants: Sequence[Contestant], vote: VoteOptions) -> None:
+    """Refuse what is said of a vote where none of the contestants is one.
 
     Raises:
-        OptionError: something is said of a vote, and there is one model; or as `Contestant.parse`.
-        RunError, MissingExtra: as `Classifier.open`.
+        OptionError: something is said, and each of them is a single model.
     """
-    contestant = Contestant.parse(text, classifier, vote)
-    vote.expect_several(len(contestant.models))
-    return contestant.open(on_note)
+    vote.expect_several(max(len(each.models) for each in contestants))
 
 
 def _members(names: list[str]) -> tuple[str, ...]:
@@ -80,6 +76,7 @@ def _members(names: list[str]) -> tuple[str, ...]:
 
 def _settings(text: str, settings: str) -> dict[str, str]:
     known = [flag.name for options in (ClassifierOptions, VoteOptions) for flag in flags_of(options)]
+    known.remove(_NO_SETTING)
     found: dict[str, str] = {}
     name = ""
     for part in filter(None, settings.split(",")):

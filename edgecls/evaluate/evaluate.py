@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgecls.datasets import ClassNames, Dataset, read_labelled, read_split
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.evaluate.answers import Answers, answers_of
-from edgecls.evaluate.contestant import open_contestant
+from edgecls.evaluate.contestant import Contestant, expect_a_vote
 from edgecls.evaluate.corruptions import Robustness, robustness_of
 from edgecls.evaluate.gallery import UNSURE, WRONG, Shown, gallery_of
 from edgecls.evaluate.occlusion import occlusion_of
@@ -94,7 +94,6 @@ class Evaluated:
 
     result: EvaluateResult
     answers: Answers
-    classifier_labels: tuple[str, ...]
     manifest: Mapping[str, Any]
 
 
@@ -106,8 +105,10 @@ def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evalu
         DatasetError: no labelled images, labels that the model does not know, or none that can be read.
     """
     started = time.perf_counter()
-    with open_contestant(options.model, options.classifier, options.vote, progress.on_step) as classifier:
-        images, data, notes = images_of(options.model, options.data, ClassNames.of(classifier.manifest))
+    contestant = Contestant.parse(options.model, options.classifier, options.vote)
+    expect_a_vote([contestant], options.vote)
+    with contestant.open(progress.on_step) as classifier:
+        images, data, notes = images_of([contestant], options.data, ClassNames.of(classifier.manifest))
         (answers,) = answers_of([classifier], images, progress)
         scores = scores_of(answers, options.target)
         gallery = gallery_of(answers)
@@ -135,7 +136,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evalu
             looked_at=_looked_at(classifier, explained, progress),
         )
         manifest = {"training": classifier.manifest.training, "metrics": classifier.manifest.metrics}
-    return Evaluated(result, answers, classifier.labels, manifest)
+    return Evaluated(result, answers, manifest)
 
 
 def _failed(conditions: Sequence[Condition], scores: Scores) -> list[Failed]:
@@ -169,39 +170,43 @@ def _looked_at(
 
 
 def images_of(
-    model: str, data: Path | None, classes: ClassNames
+    contestants: Sequence[Contestant], data: Path | None, classes: ClassNames
 ) -> tuple[tuple[LabelledImage, ...], str, tuple[str, ...]]:
     """The labelled images, what they are in words, and what is to be known of them.
 
     Args:
-        data: None takes the test images of the run, or the images that validated it.
+        contestants: all that will answer them.
+        data: None takes the test images of the first one's run, or the images that validated it.
 
     Raises:
         DatasetError: there are none.
     """
-    split = _split_of(model, classes)
+    first = contestants[0]
+    notes: list[str] = []
+    own = _split_of(first.models[0])
     if data is not None:
-        images = read_labelled(data, classes)
-        trained_on = {image.path for image in split.splits["train"]} if split else set()
-        n_seen = sum(image.path in trained_on for image in images)
-        notes = (f"{n_seen:,} of {len(images):,} images were trained on, so the figures flatter",) if n_seen else ()
-        return images, str(data), notes
-    if split is None:
+        images, told = read_labelled(data, classes), str(data)
+    elif own and own.splits["test"]:
+        images, told = own.splits["test"], "the run's test images"
+    elif own and len(first.models) == 1:
+        images, told = own.splits["val"], "the run's validation images"
+        notes.append(f"the best epoch of {first.name} was chosen by these very images, so its figures flatter a little")
+    else:  # what validated one member of a vote may have trained another
         raise DatasetError(
-            f"{model}: it does not say which images it was tested on; name some: class folders, or a CSV with the "
+            f"{first.name}: it does not say which images it was tested on; name some: class folders, or a CSV with the "
             "columns path and label"
         )
-    if split.splits["test"]:
-        return split.splits["test"], "the run's test images", ()
-    note = "the best epoch was chosen by these very images, so the figures flatter a little"
-    return split.splits["val"], "the run's validation images", (note,)
+    for each in contestants:
+        trained_on = {image.path for name in each.models if (s := _split_of(name)) for image in s.splits["train"]}
+        if n_seen := sum(image.path in trained_on for image in images):
+            seen = f"{n_seen:,} of {len(images):,} images"
+            notes.append(f"{seen} were trained on by {each.name}, so its figures flatter")
+    return images, told, tuple(notes)
 
 
-def _split_of(model: str, classes: ClassNames) -> Dataset | None:
-    """How a run dealt out its images; None for what is not a single run."""
-    if "+" in model and not Path(model).exists():
-        return None
+def _split_of(model: str) -> Dataset | None:
+    """How a run dealt out its images; None for a file that lies in no run."""
     path = find_model(model)
     run = Run(path if path.is_dir() else path.parent)
     is_run = run.path(MANIFEST).is_file() and run.path(SPLIT).is_file()
-    return read_split(run.path(SPLIT), classes.labels) if is_run else None
+    return read_split(run.path(SPLIT), run.manifest.labels) if is_run else None

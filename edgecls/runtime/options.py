@@ -121,7 +121,7 @@ class VoteOptions(Options):
         """
         if n_models == 1 and self != VoteOptions():
             raise OptionError(
-                "--vote, --tie-break and --subsets are for several models: repeat --model, or leave them out"
+                "--vote, --tie-break and --subsets are for several models: name more of them, or leave these flags out"
             )
 
 

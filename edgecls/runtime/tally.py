@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecls.metrics import mcnemar_p_value
+from edgecls.metrics import mcnemar_p_value, on_front
 from edgecls.runtime.backends.protocol import Backend
 from edgecls.runtime.ensemble import Voting
 from edgecls.runtime.votes import Floats
@@ -238,17 +238,10 @@ class EnsembleTally:
         """Every subset, the fastest first; none where they were not asked for, or no label is known."""
         if not (self.n and self._with_subsets):
             return ()
-        points = {subset: (self.infer_ms(subset), right / self.n) for subset, right in self._right.items()}
+        points = [(self.infer_ms(subset), right / self.n) for subset, right in self._right.items()]
         names = self._voting.names
-        return tuple(
-            SubsetReport(tuple(names[i] for i in subset), accuracy, ms, _is_on_front(subset, points))
-            for subset, (ms, accuracy) in sorted(points.items(), key=lambda each: each[1])
-        )
-
-
-def _is_on_front(subset: tuple[int, ...], points: dict[tuple[int, ...], tuple[float, float]]) -> bool:
-    ms, accuracy = points[subset]
-    return not any(
-        other_ms <= ms and other_accuracy >= accuracy and (other_ms, other_accuracy) != (ms, accuracy)
-        for other_ms, other_accuracy in points.values()
-    )
+        reports = [
+            SubsetReport(tuple(names[i] for i in subset), accuracy, ms, is_on_front)
+            for subset, (ms, accuracy), is_on_front in zip(self._right, points, on_front(points), strict=True)
+        ]
+        return tuple(sorted(reports, key=lambda each: (each.infer_ms, each.accuracy)))

@@ -17,7 +17,7 @@ from edgecls.evaluate.compare import CompareResult, compare
 from edgecls.evaluate.options import CompareOptions
 from edgecls.evaluate.runs_table import RunsResult
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.options import ClassifierOptions
+from edgecls.runtime.options import ClassifierOptions, VoteOptions
 from tests.conftest import write_image, write_linear_model
 
 CPU = ClassifierOptions("fp32", "cpu")
@@ -122,6 +122,16 @@ def test_what_cannot_be_compared_is_refused(models: list[Path], pictures: Path, 
     other = write_linear_model(tmp_path / "other.onnx", "abd")
     with pytest.raises(OptionError, match=r"other\.onnx|other: other labels than the first model's: it lacks c"):
         of([models[0], other], pictures)
+
+
+def test_every_model_that_was_trained_on_the_images_is_told(
+    exported_run: Path, models: list[Path], pictures: Path, tmp_path: Path
+) -> None:
+    lone = write_linear_model(tmp_path / "lone" / "lone.onnx", ["checks", "stripes"])
+    result = of([lone, exported_run], exported_run.parent / "photos")
+    assert result.notes == (f"64 of 80 images were trained on by {exported_run.name}, so its figures flatter",)
+    with pytest.raises(OptionError, match="are for several models"):
+        compare(CompareOptions(tuple(map(str, models)), pictures, CPU, VoteOptions("soft")))
 
 
 def test_a_folder_of_runs_is_tabled_without_answering(exported_run: Path, in_empty_folder: Path) -> None:

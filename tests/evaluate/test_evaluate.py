@@ -70,7 +70,7 @@ def test_without_data_a_run_is_measured_on_its_own_validation_images(exported_ru
 
 def test_images_that_were_trained_on_are_said(exported_run: Path, in_empty_folder: Path) -> None:
     result = evaluate(options(exported_run, exported_run.parent / "photos")).result
-    assert "64 of 80 images were trained on" in result.notes[0]
+    assert "64 of 80 images were trained on by" in result.notes[0]
 
 
 def test_columns_of_a_csv_and_folders_are_slices(exported_run: Path, tmp_path: Path, in_empty_folder: Path) -> None:
@@ -248,10 +248,24 @@ def test_a_model_is_named_with_settings_and_several_vote(tmp_path: Path) -> None
     assert Contestant.parse(str(plus), CPU, VoteOptions()).models == (str(plus),)
 
 
+def test_settings_hold_where_the_run_names_the_images(exported_run: Path, in_empty_folder: Path) -> None:
+    result = evaluate(options(f"{exported_run}@precision=int8", classifier=ClassifierOptions())).result
+    assert result.precision.startswith("int8")
+    assert result.data == "the run's validation images"
+
+
+def test_what_is_said_of_a_vote_needs_one(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:
+    with pytest.raises(OptionError, match="are for several models"):
+        evaluate(options(exported_run, photos, vote=VoteOptions("soft")))
+    with pytest.raises(DatasetError, match="does not say which images it was tested on"):
+        evaluate(options(f"{exported_run}+{exported_run}"))  # what validated one may have trained the other
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a@colour=red", "no such setting: colour"),
+        ("a+b@subsets=true", "no such setting: subsets"),
         ("a@flip", "'flip' is no setting"),
         ("@tta=flip", "no model in it"),
         ("a@precision=int9", "expected auto, fp32, fp16, int8"),

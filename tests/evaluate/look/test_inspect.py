@@ -254,5 +254,7 @@ def test_labels_that_a_model_doubts_are_the_swapped_ones(
     told = run("inspect", exported_run.parent / "photos", "--model", run_copy, "--json")
     assert told.exit_code == 0, told.output
     assert {Path(each["path"]) for each in json.loads(told.stdout)["doubts"]} == swapped
+    typo = run("inspect", tmp_path / "nowhere", "--model", "rnu")
+    assert "rnu: no such run folder" in typo.output  # before any picture is looked for
     other = write_class_folders(tmp_path / "other", 3)
     assert "none of its validation images lies in this data" in run("inspect", other, "--model", run_copy).output
