@@ -12,6 +12,7 @@ from edgecls.errors import ExportError, OptionError, RunError
 from edgecls.export.graphs.fp16 import fp16_from_onnx
 from edgecls.export.graphs.graph import needs_onnx_runtime
 from edgecls.export.job import Job
+from edgecls.export.judge.float16 import Float16Fit
 from edgecls.export.judge.parity import Parity, check_parity
 from edgecls.export.onnx import onnx_from_run
 from edgecls.manifest import Precision
@@ -46,10 +47,13 @@ def write_fp32(job: Job) -> Parity:
         return check_parity(backend, job.golden, job.run.path(file.name))
 
 
-def write_fp16(job: Job) -> None:
-    """Write the FP16 file of the FP32 file."""
+def write_fp16(job: Job, fit: Float16Fit) -> None:
+    """Write the FP16 file of the FP32 file, with what float16 cannot hold in float32."""
     job.progress.on_step("fp16: weights and maths in float16")
-    fp16_from_onnx(job.file("fp32"), dataclasses.replace(job.manifest, precision="fp16"), job.file("fp16"))
+    if fit.misfits:
+        job.progress.on_step(f"fp16: {len(fit.in_float32)} nodes stay float32, as {fit.misfits[0]}")
+    manifest = dataclasses.replace(job.manifest, precision="fp16")
+    fp16_from_onnx(job.file("fp32"), manifest, job.file("fp16"), fit.in_float32)
 
 
 def precisions_of(job: Job) -> tuple[Precision, ...]:

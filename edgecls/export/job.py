@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import onnx
 
 from edgecls import metrics
 from edgecls.datasets import targets_of
 from edgecls.export.data import ExportData
+from edgecls.export.graphs.float16_arithmetic import computed_in_float16
 from edgecls.export.judge.measure import Logits, answers
 from edgecls.export.options import ExportOptions
 from edgecls.golden import Golden
@@ -18,6 +21,8 @@ from edgecls.progress import Progress
 from edgecls.runs import MODEL_FILES, Run
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
+
+_WITH_FLOAT16: Final[tuple[Precision, ...]] = ("fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class Job:
         if not validation:
             return np.empty((0, len(self.manifest.labels)), np.float32)
         self.progress.on_pass(f"{precision} on validation images", len(validation))
+        if precision in _WITH_FLOAT16:  # the file itself would answer by float32 arithmetic on a CPU
+            graph = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+            model = computed_in_float16(graph).SerializeToString()
         with OnnxRuntimeBackend(model, BackendOptions("cpu")) as backend:
             return answers(backend, validation, self.manifest.preprocessing, on_images=self.progress.on_images)
 

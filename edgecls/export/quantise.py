@@ -12,10 +12,9 @@ import onnx
 
 from edgecls.calibration.sample import CalibrationSet
 from edgecls.export.calibrate import Calibrator
-from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.int8 import int8_of
 from edgecls.export.job import Job
-from edgecls.export.judge.float16 import Overflow, halves, overflows, ranges_of
+from edgecls.export.judge.float16 import FITS, Float16Fit
 from edgecls.export.judge.gate import Int8, Judged, meet_gate
 from edgecls.export.judge.measure import Logits, pixels_of
 from edgecls.export.options import FLAVOURS, Flavour
@@ -28,14 +27,14 @@ _N_OBSERVED: Final = 256
 
 
 def quantise(
-    job: Job, calibrator: Calibrator, flavours: Sequence[Flavour], fp32: Logits, overflowing: Sequence[Overflow]
+    job: Job, calibrator: Calibrator, flavours: Sequence[Flavour], fp32: Logits, fit: Float16Fit
 ) -> tuple[Int8, dict[Precision, Logits]]:
     """Write the INT8 files, and the ranges.
 
     Args:
         flavours: the files that are asked for.
         fp32: (n, n_classes), what the FP32 file answers to the validation images.
-        overflowing: what of that file float16 cannot hold.
+        fit: what of that file float16 cannot hold.
 
     Returns:
         What the files were made of, and what they answer to the validation images.
@@ -48,14 +47,14 @@ def quantise(
         logits = job.answers(flavour, _model(job, int8, flavour).SerializeToString())
         return Judged(logits, accuracy - job.accuracy(logits))
 
-    # layers given back to float are in float16 there: nothing that is tried would help
-    hopeless: list[Flavour] = ["int8"] if overflowing and "int8" in flavours else []
+    def prepared(graph: onnx.ModelProto) -> Int8:
+        fit_again = float16_fit(job, graph, calibrator.chosen) if "int8" in flavours else FITS
+        return Int8(graph, calibrator.calibrated(graph, calibration.method), fit_again)
+
     int8, judged = meet_gate(
-        Int8(graph, calibration), job.options.gate, judge,
-        lambda graph: calibrator.calibrated(graph, calibration.method), probe,
-        flavours=[flavour for flavour in flavours if flavour not in hopeless], on_step=job.progress.on_step,
+        Int8(graph, calibration, fit), job.options.gate, judge, prepared, probe,
+        flavours=flavours, on_step=job.progress.on_step,
     )  # fmt: skip
-    judged |= {flavour: judge(int8, flavour) for flavour in hopeless}
     for flavour in flavours:
         with atomic_path(job.file(flavour)) as partial:
             onnx.save(_model(job, int8, flavour), partial)
@@ -65,14 +64,13 @@ def quantise(
 
 def _model(job: Job, int8: Int8, flavour: Flavour) -> onnx.ModelProto:
     manifest = replace(job.manifest, precision=flavour)
-    return int8_of(int8.graph, int8.calibration, flavour, manifest, int8.names_given_back(flavour))
+    return int8_of(int8.graph, int8.calibration, flavour, manifest, int8.names_given_back(flavour), int8.fit.in_float32)
 
 
-def float16_overflows(job: Job, graph: onnx.ModelProto, chosen: CalibrationSet | None) -> tuple[Overflow, ...]:
+def float16_fit(job: Job, graph: onnx.ModelProto, chosen: CalibrationSet | None) -> Float16Fit:
     """What of a float32 graph float16 cannot hold, on golden, validation and calibration images."""
-    halved = half(graph)
     validation = stratified_sample(job.data.validation, _N_OBSERVED, 0)
     images = chosen.images[:_N_OBSERVED] if chosen else ()
     observed = [*validation, *(LabelledImage(Path(image.path), "") for image in images)]
     batches = itertools.chain([job.golden.images], pixels_of(observed, job.manifest.preprocessing))
-    return overflows(graph, halved, ranges_of(graph, halves(halved), batches))
+    return Float16Fit.of(graph, batches)

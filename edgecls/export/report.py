@@ -14,16 +14,14 @@ import onnx
 
 from edgecls import metrics
 from edgecls.calibration.sample import CalibrationSet
-from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import embed_manifest
 from edgecls.export.job import Job
-from edgecls.export.judge.float16 import Overflow, overflows
+from edgecls.export.judge.float16 import FITS, Float16Fit
 from edgecls.export.judge.gate import Int8
 from edgecls.export.judge.measure import BATCH_SIZE, ClassDrop, Logits, Measurement, speeds
 from edgecls.export.judge.parity import Parity, compared
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verdict import decide
-from edgecls.export.quantise import float16_overflows
 from edgecls.export.result import ExportResult
 from edgecls.manifest import Manifest, Precision
 from edgecls.runs import MODEL_FILES, atomic_path, sha256_of
@@ -43,19 +41,25 @@ class Written:
     Attributes:
         parity: of FP32 and the checkpoint.
         logits: by file, what it answers to the validation images, (n, n_classes).
-        overflows: what of the FP32 graph float16 cannot hold; empty where no float16 was asked for.
+        fit: what of the FP32 graph float16 cannot hold; empty where no float16 was asked for.
         chosen: the calibration images; None without INT8.
         int8: what the INT8 files were made of; None without them.
     """
 
     parity: Parity
     logits: Mapping[Precision, Logits]
-    overflows: tuple[Overflow, ...] = ()
+    fit: Float16Fit = FITS
     chosen: CalibrationSet | None = None
     int8: Int8 | None = None
 
     def given_back(self, precision: Precision) -> tuple[str, ...]:
         return self.int8.names_given_back(precision) if self.int8 and precision in ("int8", "int8-cpu") else ()
+
+    def fit_of(self, precision: Precision) -> Float16Fit:
+        """What float16 cannot hold of the graph that this file was made of; nothing for a file without float16."""
+        if precision == "int8" and self.int8:
+            return self.int8.fit
+        return self.fit if precision == "fp16" else FITS
 
 
 def report(job: Job, written: Written, started: float) -> ExportResult:
@@ -90,7 +94,12 @@ def report(job: Job, written: Written, started: float) -> ExportResult:
         method=int8.calibration.method if int8 else None,
         n_calibration=len(chosen.images) if chosen else 0,
         is_equalised=bool(int8 and int8.is_equalised),
-        notes=(*(chosen.notes() if chosen else ()), *(int8.notes if int8 else ()), *_doubts(job, measured)),
+        notes=(
+            *(chosen.notes() if chosen else ()),
+            *(int8.notes if int8 else ()),
+            *_repairs(written),
+            *_doubts(job, measured),
+        ),
         seconds=time.perf_counter() - started,
     )
 
@@ -123,7 +132,8 @@ def _measurement(
         given_back=written.given_back(precision),
         n_answers=len(every_answer),
         not_finite=int((~metrics.is_finite(every_answer)).sum()),
-        overflows=_overflows(job, written, precision),
+        in_float32=written.fit_of(precision).in_float32,
+        overflows=written.fit_of(precision).left,
     )
     if not len(job.truth):
         return bare
@@ -142,15 +152,16 @@ def _measurement(
     )
 
 
-def _overflows(job: Job, written: Written, precision: Precision) -> tuple[Overflow, ...]:
-    int8 = written.int8
-    if precision == "fp16":
-        return written.overflows
-    if precision != "int8" or not int8:
-        return ()
-    if int8.is_equalised:
-        return float16_overflows(job, int8.graph, written.chosen)
-    return written.overflows or overflows(int8.graph, half(int8.graph), int8.calibration.ranges)
+def _repairs(written: Written) -> list[str]:
+    """What stays float32, and why."""
+    lines = []
+    for precision in written.logits:
+        fit = written.fit_of(precision)
+        if fit.misfits:
+            more = f" (and {len(fit.misfits) - 1} more do not fit)" if len(fit.misfits) > 1 else ""
+            nodes = f"{len(fit.in_float32)} nodes stay float32" if len(fit.in_float32) != 1 else "1 node stays float32"
+            lines.append(f"{MODEL_FILES[precision]}: {nodes}, because {fit.misfits[0]}{more}")
+    return lines
 
 
 def _doubts(job: Job, measured: Mapping[Precision, Measurement]) -> list[str]:

@@ -19,10 +19,10 @@ from edgecls.export.convert import precisions_of, write_fp16, write_fp32
 from edgecls.export.data import ExportData
 from edgecls.export.engine import build_engine, check_target
 from edgecls.export.job import Job
-from edgecls.export.judge.float16 import Overflow
+from edgecls.export.judge.float16 import FITS
 from edgecls.export.judge.measure import Logits
 from edgecls.export.options import FLAVOURS, ExportOptions
-from edgecls.export.quantise import float16_overflows, quantise
+from edgecls.export.quantise import float16_fit, quantise
 from edgecls.export.report import Written, report
 from edgecls.export.result import ExportResult, MembersResult
 from edgecls.export.staging import commit, commit_report, staging
@@ -77,16 +77,16 @@ def _write(job: Job) -> Written:
     chosen = calibrator.chosen if calibrator else None
     parity, precisions = write_fp32(job), precisions_of(job)
     logits: dict[Precision, Logits] = {"fp32": job.answers("fp32", job.file("fp32"))}
-    overflowing: tuple[Overflow, ...] = ()
+    fit = FITS
     if "fp16" in precisions:
-        overflowing = float16_overflows(job, onnx.load(job.file("fp32")), chosen)
-        write_fp16(job)
+        fit = float16_fit(job, onnx.load(job.file("fp32")), chosen)
+        write_fp16(job, fit)
         logits["fp16"] = job.answers("fp16", job.file("fp16"))
     if calibrator is None:
-        return Written(parity, logits, overflowing)
+        return Written(parity, logits, fit)
     flavours = [flavour for flavour in FLAVOURS if flavour in precisions]
-    int8, answered = quantise(job, calibrator, flavours, logits["fp32"], overflowing)
-    return Written(parity, {**logits, **answered}, overflowing, chosen, int8)
+    int8, answered = quantise(job, calibrator, flavours, logits["fp32"], fit)
+    return Written(parity, {**logits, **answered}, fit, chosen, int8)
 
 
 def export_members(

@@ -7,18 +7,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgecls.calibration.ranges import Calibration
 from edgecls.errors import ExportError, MissingExtra, OptionError, RunError
 from edgecls.export import engine
 from edgecls.export.engine import build_engine
+from edgecls.export.graphs.fp16 import fp16_from_onnx
 from edgecls.export.graphs.graph import embed_manifest
+from edgecls.export.graphs.int8 import int8_of
 from edgecls.export.options import EngineOptions, ExportOptions
 from edgecls.manifest import Manifest, Precision, Preprocessing
+from edgecls.runs import Run
 from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
 from edgecls.runtime.backends.engine_file import EngineRecord, find_tensorrt, sidecar
@@ -84,6 +88,22 @@ def test_a_run_builds_for_another_gpu_without_a_gpu(rtx: Any, exported_run: Path
     assert (record.compute_capability, record.precision) == ((8, 6), precision)
     assert record.manifest.labels == ("checks", "stripes")
     assert json.loads(json.dumps(result.to_json()))["record"]["batch"] == {"min": 1, "opt": 16, "max": 64}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_nodes_that_stay_float32_build_too(
+    rtx: Any, exported_run: Path, tmp_path: Path, precision: Literal["fp16", "int8"]
+) -> None:
+    graph = onnx.load(exported_run / "model.onnx")
+    in_float32 = [node.name for node in graph.graph.node if node.op_type in ("Conv", "Relu")][1:5]
+    manifest = replace(Run(exported_run).manifest, precision=precision)
+    file = tmp_path / f"{precision}.onnx"
+    if precision == "fp16":
+        fp16_from_onnx(exported_run / "model.onnx", manifest, file, in_float32)
+    else:
+        calibration = Calibration.read(exported_run / "calibration.json")
+        onnx.save(int8_of(graph, calibration, "int8", manifest, (), in_float32), file)
+    assert build_engine(file, tmp_path / "engines", FOR_86).bytes > 1000
 
 
 def test_the_second_build_reuses_the_engine(rtx: Any, tmp_path: Path) -> None:

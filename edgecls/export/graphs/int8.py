@@ -62,6 +62,7 @@ def int8_of(
     flavour: Flavour,
     manifest: Manifest,
     given_back: Collection[str] = (),
+    in_float32: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The INT8 model of a float32 graph.
 
@@ -71,13 +72,14 @@ def int8_of(
             activations, the rest in float32).
         manifest: goes into the metadata.
         given_back: names of layers that stay float, of those that `layers` lists.
+        in_float32: names of nodes that float16 would break.
 
     Raises:
         ExportError: the ranges are those of another network.
     """
     if network_sha256(graph) != calibration.network_sha256:
         raise ExportError("the calibration was taken from another network; run edgecls export --int8 again")
-    quantised = quantized(half(graph) if flavour == "int8" else graph, calibration, flavour, given_back)
+    quantised = quantized(half(graph, in_float32) if flavour == "int8" else graph, calibration, flavour, given_back)
     embed_manifest(quantised, manifest)
     return quantised
 
@@ -113,6 +115,7 @@ def quantized(
     )
     quantizer.kept_tensors = kept_tensors
     quantizer.quantize_model()
+    quantizer.model.topological_sort()  # ONNX asks for it; the quantiser puts Q/DQ at the end
     return quantizer.model.model  # type: ignore[no-any-return]
 
 
@@ -125,8 +128,10 @@ def _correct_biases(graph: onnx.ModelProto, calibration: Calibration, names: Col
     """
     weights = {tensor.name: tensor for tensor in graph.graph.initializer}
     users = Counter(name for node in graph.graph.node for name in node.input)
+    cast_from = _cast_from(graph)
     for node in graph.graph.node:
-        means = calibration.means.get(node.input[0]) if node.name in names else None
+        read = cast_from.get(node.input[0], node.input[0]) if node.input else ""
+        means = calibration.means.get(read) if node.name in names else None
         if means is None or node.op_type not in ("Conv", "Gemm") or node.input[1] not in weights:
             continue
         weight = numpy_helper.to_array(weights[node.input[1]])
@@ -170,11 +175,22 @@ def layers(graph: onnx.ModelProto) -> list[str]:
 
 def _ranges(graph: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:
     # scales are written in the type of the ranges, and Q/DQ wants the type of the values
-    is_half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.graph.initializer)
-    to_type = np.float16 if is_half else np.float32
-    return {
-        name: TensorData(lowest=to_type(low), highest=to_type(high)) for name, (low, high) in calibration.ranges.items()
-    }
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    types = {each.name: each.type.tensor_type.elem_type for each in [*inferred.value_info, *inferred.output]}
+    ranges = dict(calibration.ranges)
+    for name, source in _cast_from(graph).items():
+        if source in ranges:
+            ranges.setdefault(name, ranges[source])
+    found = {}
+    for name, (low, high) in ranges.items():
+        to_type = np.float16 if types.get(name) == onnx.TensorProto.FLOAT16 else np.float32
+        found[name] = TensorData(lowest=to_type(low), highest=to_type(high))
+    return found
+
+
+def _cast_from(graph: onnx.ModelProto) -> dict[str, str]:
+    """What a cast hands on, by the name of its output: the same values in another type."""
+    return {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "Cast"}
 
 
 def _kept(graph: onnx.ModelProto, given_back: set[str]) -> tuple[list[str], frozenset[str]]:

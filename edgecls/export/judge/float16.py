@@ -16,19 +16,24 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecls.calibration.collectors import Range
+from edgecls.export.graphs.fp16 import half
 from edgecls.images import Pixels
 from edgecls.prefetch import n_cores
 from edgecls.processor import session_settings
 
 LARGEST: Final = float(np.finfo(np.float16).max)  # 65,504
 
+SMALLEST: Final = float(np.finfo(np.float16).smallest_normal)  # 6.1e-5; below it digits are lost, below 6e-8 all
+
 # A bound beyond float16 bounds nothing there either: that of Clip is FLT_MAX wherever an exporter had none to write.
-_BOUNDING: Final = frozenset(("Clip",))
+_BOUNDING: Final = frozenset(("Clip", "Min", "Max"))
+_SUMMING: Final = frozenset(("Add", "Sub"))
+_WITH_BIAS: Final = frozenset(("Conv", "ConvTranspose", "Gemm"))  # their third input is added
 
 
 @dataclass(frozen=True)
-class Overflow:
-    """A tensor that does not fit float16: its lowest and highest value in float32.
+class Misfit:
+    """A tensor that float16 cannot hold: its lowest and highest value in float32.
 
     Attributes:
         is_constant: a weight or a bias, which is the same for every image.
@@ -41,14 +46,54 @@ class Overflow:
 
     def __str__(self) -> str:
         what = "constant" if self.is_constant else "tensor"
-        return f"{what} {self.tensor} reaches {self.lowest:,.6g} to {self.highest:,.6g}"
+        limit = f"beyond float16's {LARGEST:,.0f}" if self.is_beyond else f"all of it below float16's {SMALLEST:.2g}"
+        return f"{what} {self.tensor} reaches {self.lowest:,.6g} to {self.highest:,.6g}, {limit}"
 
     @property
     def magnitude(self) -> float:
         return max(-self.lowest, self.highest)
 
+    @property
+    def is_beyond(self) -> bool:
+        """Too large, which becomes infinite, where the others are too small and lose their digits."""
+        return self.magnitude > LARGEST
 
-def overflows(graph: onnx.ModelProto, halved: onnx.ModelProto, ranges: Mapping[str, Range]) -> tuple[Overflow, ...]:
+
+@dataclass(frozen=True)
+class Float16Fit:
+    """What of a float32 network float16 cannot hold, and what is done about it.
+
+    Attributes:
+        misfits: the largest first.
+        in_float32: names of the nodes that read or write one of them, in the order of the graph: they stay float32.
+        left: misfits that are in float16 all the same.
+    """
+
+    misfits: tuple[Misfit, ...] = ()
+    in_float32: tuple[str, ...] = ()
+    left: tuple[Misfit, ...] = ()
+
+    @classmethod
+    def of(cls, graph: onnx.ModelProto, batches: Iterable[Pixels]) -> Float16Fit:
+        """Ask the float32 network itself.
+
+        Args:
+            batches: each (n, h, w, 3) uint8.
+        """
+        halved = half(graph)
+        ranges = ranges_of(graph, halves(halved), batches)
+        found = misfits(graph, halved, ranges)
+        if not found:
+            return FITS
+        names = {each.tensor for each in found}
+        in_float32 = tuple(node.name for node in graph.graph.node if names & {*node.input, *node.output})
+        return cls(found, in_float32, misfits(graph, half(graph, in_float32), ranges))
+
+
+FITS: Final = Float16Fit()  # float16 holds all of it, or none of it is float16
+
+
+def misfits(graph: onnx.ModelProto, halved: onnx.ModelProto, ranges: Mapping[str, Range]) -> tuple[Misfit, ...]:
     """What `halved` holds in float16 and float16 cannot hold, the largest first.
 
     Args:
@@ -57,10 +102,15 @@ def overflows(graph: onnx.ModelProto, halved: onnx.ModelProto, ranges: Mapping[s
         ranges: lowest and highest value by tensor name, in float32.
     """
     of_half = halves(halved)
-    found = [Overflow(name, *ranges[name]) for name in of_half if name in ranges]
-    found += [each for each in _constants(graph) if each.tensor in of_half]
-    beyond = [each for each in found if each.magnitude > LARGEST]
-    return tuple(sorted(beyond, key=lambda each: -each.magnitude))
+    computed = (Misfit(name, *ranges[name]) for name in of_half if name in ranges)
+    constants, multiplied = _constants(graph), _multiplied(graph)
+    found = [each for each in computed if each.is_beyond or 0 < each.magnitude < SMALLEST]
+    found += [
+        each
+        for each in constants
+        if each.tensor in of_half and (each.is_beyond or (0 < each.magnitude < SMALLEST and each.tensor in multiplied))
+    ]
+    return tuple(sorted(found, key=lambda each: -each.magnitude))
 
 
 def halves(halved: onnx.ModelProto) -> frozenset[str]:
@@ -114,11 +164,21 @@ def _reducing(graph: onnx.ModelProto, names: frozenset[str]) -> tuple[onnx.Model
     return reducing, computed
 
 
-def _constants(graph: onnx.ModelProto) -> Iterable[Overflow]:
+def _constants(graph: onnx.ModelProto) -> Iterable[Misfit]:
     used = {name for node in graph.graph.node if node.op_type not in _BOUNDING for name in node.input}
     for weight in graph.graph.initializer:
         if weight.data_type == TensorProto.FLOAT and weight.name in used:
             values = numpy_helper.to_array(weight)
             values = values[np.isfinite(values)]
             if values.size:
-                yield Overflow(weight.name, float(values.min()), float(values.max()), is_constant=True)
+                yield Misfit(weight.name, float(values.min()), float(values.max()), is_constant=True)
+
+
+def _multiplied(graph: onnx.ModelProto) -> set[str]:
+    """Names of what is more than added: a summand that is too small for float16 is too small to matter."""
+    return {
+        name
+        for node in graph.graph.node
+        if node.op_type not in _SUMMING | _BOUNDING
+        for name in (node.input[:2] if node.op_type in _WITH_BIAS else node.input)
+    }

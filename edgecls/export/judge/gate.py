@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgecls.calibration.ranges import Calibration
 from edgecls.export.graphs.equalise import equalised
 from edgecls.export.graphs.int8 import layers, quantized
+from edgecls.export.judge.float16 import FITS, Float16Fit
 from edgecls.export.judge.measure import Logits
 from edgecls.export.options import FLAVOURS, Flavour, GateOptions
 from edgecls.images import Pixels
@@ -39,6 +40,7 @@ class Int8:
     Attributes:
         graph: the float32 network.
         calibration: of that graph.
+        fit: what of that graph float16 cannot hold.
         given_back: by flavour, the layers that stay float, the most sensitive first.
         is_equalised: whether `graph` is the equalised form of the exported one.
         notes: what was done to pass the gate, in words.
@@ -46,6 +48,7 @@ class Int8:
 
     graph: onnx.ModelProto
     calibration: Calibration
+    fit: Float16Fit = FITS
     given_back: Mapping[Flavour, tuple[LayerError, ...]] = field(default_factory=lambda: dict.fromkeys(FLAVOURS, ()))
     is_equalised: bool = False
     notes: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ def meet_gate(
     int8: Int8,
     gate: GateOptions,
     judge: Judge,
-    recalibrated: Callable[[onnx.ModelProto], Calibration],
+    prepared: Callable[[onnx.ModelProto], Int8],
     probe: Pixels,
     *,
     flavours: Sequence[Flavour] = FLAVOURS,
@@ -85,7 +88,7 @@ def meet_gate(
 
     Args:
         judge: what one graph answers and loses.
-        recalibrated: the calibration of another form of the graph, on the same images.
+        prepared: another form of the graph, calibrated on the same images.
         probe: (n, h, w, 3) uint8 calibration images by which layers are ranked. Not validation images: the
             ranking must not learn from what it is judged on.
         flavours: which graphs are asked for.
@@ -101,7 +104,7 @@ def meet_gate(
         return int8, judged
     worst = f"{100 * _worst(judged):.2f} points of top-1, {gate.max_drop:g} are allowed"
     on_step(f"int8 loses {worst}: trying equalised channels")
-    equal = _equalised(int8, recalibrated, probe)
+    equal = _equalised(int8, prepared, probe)
     if equal is not None:
         equal_judged = {flavour: judge(equal, flavour) for flavour in flavours}
         if _worst(equal_judged) <= _worst(judged):
@@ -159,12 +162,12 @@ def _with_layers_given_back(
     return replace(with_float(best), notes=(*int8.notes, f"{flavour}: gave up, {why}")), judged
 
 
-def _equalised(int8: Int8, recalibrated: Callable[[onnx.ModelProto], Calibration], probe: Pixels) -> Int8 | None:
+def _equalised(int8: Int8, prepared: Callable[[onnx.ModelProto], Int8], probe: Pixels) -> Int8 | None:
     graph = equalised(int8.graph)
     if graph is None:
         return None
     expected = _logits(int8.graph, probe)
-    candidate = replace(int8, graph=graph, calibration=recalibrated(graph), is_equalised=True)
+    candidate = replace(prepared(graph), is_equalised=True)
     before, after = (_error(each, expected, probe) for each in (int8, candidate))
     if not after < _WORTH_IT * before:
         return None

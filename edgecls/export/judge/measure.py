@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgecls import images
 from edgecls.errors import ImageError
-from edgecls.export.judge.float16 import LARGEST, Overflow
+from edgecls.export.judge.float16 import Misfit
 from edgecls.export.judge.parity import Parity
 from edgecls.images import Pixels
 from edgecls.labelled import LabelledImage
@@ -56,7 +56,8 @@ class Measurement:
         sha256: of the file.
         n_answers, not_finite: answers to golden and validation images, and how many of them have a number that is
             not finite.
-        overflows: what the file holds in float16 and float16 cannot hold, the largest first.
+        in_float32: nodes that stay float32 because float16 cannot hold what they read or write.
+        overflows: what the file holds in float16 all the same and float16 cannot hold, the largest first.
     """
 
     accuracy: float | None
@@ -77,7 +78,8 @@ class Measurement:
     sha256: str = ""
     n_answers: int = 0
     not_finite: int = 0
-    overflows: tuple[Overflow, ...] = ()
+    in_float32: tuple[str, ...] = ()
+    overflows: tuple[Misfit, ...] = ()
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ class Measurement:
             lines.append(f"{self.not_finite} of {self.n_answers} answers are not finite numbers")
         if self.overflows:
             more = f" and {len(self.overflows) - 1} more" if len(self.overflows) > 1 else ""
-            lines.append(f"{self.overflows[0]}{more}, beyond float16's {LARGEST:,.0f}: infinite on a GPU")
+            lines.append(f"{self.overflows[0]}{more}: wrong on a GPU")
         return tuple(lines)
 
 

@@ -284,7 +284,7 @@ def gate_of(
         Int8(graph, calibrated(graph, pixels)),
         options,
         lambda int8, flavour: Judged(NO_LOGITS, drop_of(int8, flavour)),
-        lambda changed: calibrated(changed, pixels),
+        lambda changed: Int8(changed, calibrated(changed, pixels)),
         pixels[:16],
         on_step=lines.append,
     )
@@ -356,7 +356,11 @@ def gate_with(
 
     calibration = calibrated(graph, pixels)
     found, judged = meet_gate(
-        Int8(graph, calibration), options, judge, lambda changed: calibrated(changed, pixels), pixels[:16]
+        Int8(graph, calibration),
+        options,
+        judge,
+        lambda changed: Int8(changed, calibrated(changed, pixels)),
+        pixels[:16],
     )
     for flavour, each in judged.items():  # the answers are those of the model that is returned
         number = int(each.logits[0, 0])
