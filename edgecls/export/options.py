@@ -18,6 +18,7 @@ from edgecls.runtime.backends.export_record import within_gate
 from edgecls.runtime.options import AskedPrecision
 
 AUTO: Final = "auto"
+DEFAULT_QAT_EPOCHS: Final = 2
 _SPEEDUPS: Final = Rule(lambda value: 0 <= value < 1000, "0 (any speed) or more, such as 1.2")
 _LEVELS: Final = Rule(lambda value: value in range(6), "a whole number from 0 to 5")
 _CORES: Final = Rule(lambda value: value >= 0, "the number of a DLA core, from 0")
@@ -138,6 +139,13 @@ class ExportOptions(Options):
     validation: Path | None = option(
         None, "Class folders or CSV of the images that the gate is measured on.", shown="the validation split"
     )
+    qat: bool = option(
+        False, "Train the network for INT8, with the rounding in place, on the training images; it is the better where "
+        "INT8 loses much, and takes minutes."
+    )  # fmt: skip
+    qat_epochs: int = option(
+        DEFAULT_QAT_EPOCHS, "Passes of --qat over the training images, at most 5,000 of them.", rule=between(1, 100)
+    )
     gate: GateOptions = field(default_factory=GateOptions)
     builder: EngineOptions = field(default_factory=EngineOptions)
 
@@ -145,6 +153,10 @@ class ExportOptions(Options):
         super().__post_init__()
         if self.sample.source and not self.int8:
             raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
+        if self.qat and not self.int8:
+            raise OptionError("--qat: trains the network for INT8; add --int8")
+        if self.qat_epochs != DEFAULT_QAT_EPOCHS and not self.qat:
+            raise OptionError(f"--qat-epochs {self.qat_epochs}: nothing is trained; add --qat, or leave it out")
         usual = flat(EngineOptions())
         said = [flag_name(name) for name, value in flat(self.builder).items() if value != usual[name]]
         if said and not self.engine:

@@ -22,6 +22,7 @@ from edgecls.export.judge.measure import BATCH_SIZE, ClassDrop, Logits, Measurem
 from edgecls.export.judge.parity import Parity, compared
 from edgecls.export.judge.temperature import fit_temperature
 from edgecls.export.judge.verdict import decide
+from edgecls.export.options import FLAVOURS
 from edgecls.export.result import ExportResult
 from edgecls.manifest import Manifest, Precision
 from edgecls.runs import MODEL_FILES, atomic_path, sha256_of
@@ -94,11 +95,13 @@ def report(job: Job, written: Written, started: float) -> ExportResult:
         method=int8.calibration.method if int8 else None,
         n_calibration=len(chosen.images) if chosen else 0,
         is_equalised=bool(int8 and int8.is_equalised),
+        is_trained=bool(int8 and int8.is_trained),
         notes=(
             *(chosen.notes() if chosen else ()),
             *(int8.notes if int8 else ()),
             *_repairs(written),
             *_doubts(job, measured),
+            *_offer(job, written, measured),
         ),
         seconds=time.perf_counter() - started,
     )
@@ -182,6 +185,15 @@ def _doubts(job: Job, measured: Mapping[Precision, Measurement]) -> list[str]:
                 "equal top-1 may be luck"
             )
     return lines
+
+
+def _offer(job: Job, written: Written, measured: Mapping[Precision, Measurement]) -> list[str]:
+    """What is left to try where INT8 loses too much."""
+    losing = [each.paired for name, each in measured.items() if name in FLAVOURS and each.paired]
+    if job.options.qat or all(job.options.gate.allows(each.drop) for each in losing):
+        return []
+    n = len(job.data.training) or (len(written.chosen.images) if written.chosen else 0)
+    return [f"edgecls export --int8 --qat trains the network with the rounding in place, on {n:,} images: try it here"]
 
 
 def _class_drops(job: Job, reference: metrics.Indices, answered: metrics.Indices) -> tuple[ClassDrop, ...]:

@@ -29,6 +29,8 @@ class ExportResult:
         int8_drop: top-1 that the CPU's INT8 graph loses to FP32, as a fraction; None without INT8.
         int8_speedup: its img/s over FP32's; None without INT8.
         gate: the limits that were asked for.
+        is_equalised: whether INT8 was made of the equalised form of the network.
+        is_trained: whether it was made of weights that were trained for it.
         notes: what the user should know of calibration and gate.
     """
 
@@ -45,6 +47,7 @@ class ExportResult:
     method: Method | None
     n_calibration: int
     is_equalised: bool
+    is_trained: bool
     notes: tuple[str, ...]
     seconds: float
     engine: EngineResult | None = None

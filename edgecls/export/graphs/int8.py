@@ -119,6 +119,16 @@ def quantized(
     return quantizer.model.model  # type: ignore[no-any-return]
 
 
+def rounded_in(quantised: onnx.ModelProto) -> tuple[frozenset[str], dict[str, int]]:
+    """Names of the tensors that an INT8 graph rounds, and of its weights with the axis of their output channels."""
+    tensors = frozenset(node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear")
+    weights = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    of_weights = [
+        node for node in quantised.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    ]
+    return tensors, {node.input[0].removesuffix("_quantized"): _attribute(node, "axis") for node in of_weights}
+
+
 def _correct_biases(graph: onnx.ModelProto, calibration: Calibration, names: Collection[str]) -> None:
     """Add to each layer's bias what rounding its weights takes from its mean output.
 

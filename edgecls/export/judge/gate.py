@@ -43,6 +43,7 @@ class Int8:
         fit: what of that graph float16 cannot hold.
         given_back: by flavour, the layers that stay float, the most sensitive first.
         is_equalised: whether `graph` is the equalised form of the exported one.
+        is_trained: whether `graph` is the exported one with weights that were trained for INT8.
         notes: what was done to pass the gate, in words.
     """
 
@@ -51,6 +52,7 @@ class Int8:
     fit: Float16Fit = FITS
     given_back: Mapping[Flavour, tuple[LayerError, ...]] = field(default_factory=lambda: dict.fromkeys(FLAVOURS, ()))
     is_equalised: bool = False
+    is_trained: bool = False
     notes: tuple[str, ...] = ()
 
     def names_given_back(self, flavour: Flavour) -> tuple[str, ...]:
@@ -167,7 +169,8 @@ def _equalised(int8: Int8, prepared: Callable[[onnx.ModelProto], Int8], probe: P
     if graph is None:
         return None
     expected = _logits(int8.graph, probe)
-    candidate = replace(prepared(graph), is_equalised=True)
+    changed = prepared(graph)
+    candidate = replace(int8, graph=graph, calibration=changed.calibration, fit=changed.fit, is_equalised=True)
     before, after = (_error(each, expected, probe) for each in (int8, candidate))
     if not after < _WORTH_IT * before:
         return None
