@@ -22,6 +22,7 @@ from edgecls.runs import find_run
 
 COLUMNS = ["network", "images", "file", "top-1", "as FP32", "broken, fixed", "points lost (95 %)", "img/s", "MB"]
 HEADER = f"| {' | '.join(COLUMNS)} | layers given back |"
+RULE = "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 NAMES = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8 TensorRT", "int8-cpu": "INT8 CPU"}
 
 
@@ -66,7 +67,7 @@ def main() -> None:
         ExportOptions(run, int8=True, sample=SampleOptions(source=Path(calibration)), validation=Path(validation))
         for run, calibration, validation in arguments.run
     ]
-    table = [HEADER, "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
+    table = [HEADER, RULE]
     for job in jobs:
         table += rows(export(job, Progress(lambda line: print(f"  {line}", flush=True))))
     print("\n".join(table))

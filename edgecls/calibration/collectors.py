@@ -85,7 +85,9 @@ class Histogram(Extremes):
 
 
 def _clipped(histogram: Histogram, threshold: float) -> Range:
-    return max(histogram.lowest, -threshold), min(histogram.highest, threshold)
+    # both ends on both sides: all values may lie on one side of zero, and beyond the threshold
+    low, high = (max(-threshold, min(threshold, end)) for end in (histogram.lowest, histogram.highest))
+    return low, high
 
 
 def _minmax(histogram: Extremes) -> Range:
@@ -98,7 +100,9 @@ def _percentile(histogram: Histogram) -> Range:
     outside = (1 - PERCENTILE / 100) / 2
     centres = histogram.centres
     low, high = centres[np.searchsorted(share, outside)], centres[np.searchsorted(share, 1 - outside)]
-    return max(histogram.lowest, float(low)), min(histogram.highest, float(high))
+    # where all values lie in one bin, its centre may be below the lowest of them
+    lowest, highest = histogram.lowest, histogram.highest
+    return min(max(lowest, float(low)), highest), max(min(highest, float(high)), lowest)
 
 
 def _entropy(histogram: Histogram) -> Range:

@@ -16,6 +16,7 @@ from edgecls.runs import LATEST
 from edgecls.runtime.backends.batch_profile import BatchProfile
 from edgecls.runtime.backends.export_record import within_gate
 from edgecls.runtime.options import AskedPrecision
+from edgecls.train.recipe_options import SIZES
 
 AUTO: Final = "auto"
 DEFAULT_QAT_EPOCHS: Final = 2
@@ -184,8 +185,8 @@ class AdoptOptions(Options):
     labels: Path | None = option(
         None, "Text file with one label in each line (numbered or not), or JSON.", shown="the file's own"
     )
-    image_size: int | None = option(
-        None, "Height and width of the input in pixels.", shown="the file's own", rule=between(8, 1024, " pixels")
+    image_size: tuple[int, ...] | None = option(
+        None, "Height and width of the input in pixels; one number for a square.", shown="the file's own", rule=SIZES
     )
     mean: Rgb | None = option(
         None, "Mean of each RGB channel, of pixels from 0 to 1.", shown="the file's own"
@@ -207,6 +208,11 @@ class AdoptOptions(Options):
     )  # fmt: skip
     output: str | None = option(None, "Name of the output to use.", shown="the one that fits the labels")
     out: Path | None = option(None, "The run folder to make.", shown="runs/<time>-adopted-<file>")
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width that were asked for."""
+        return (self.image_size[0], self.image_size[-1]) if self.image_size else None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto
 
 from edgecls import images
-from edgecls.calibration.collectors import RANGE_OF, Extremes, Histogram
+from edgecls.calibration.collectors import COLLECTORS, RANGE_OF, Extremes, Histogram
 from edgecls.calibration.options import METHODS, Method, SampleOptions
 from edgecls.calibration.ranges import Calibration, calibrate, network_sha256
 from edgecls.calibration.sample import CalibrationSet, choose_calibration_set
@@ -178,6 +178,19 @@ def test_a_histogram_widens_without_losing_a_count() -> None:
     assert (histogram.lowest, histogram.highest) == (-1000, 1000)
     near = np.abs(histogram.centres - 1000) < 0.2
     assert histogram.counts[near].sum() == 100
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_tensor_far_from_zero_has_a_range(method: Method, sign: int) -> None:
+    for spread in (1e-6, 0.01, 0.7):
+        collector = COLLECTORS[method]()
+        values = (sign * (2 + spread * np.random.default_rng(0).random(4000))).astype(np.float32)
+        values[0] = sign * 2.9  # a lonely one, which some methods cut off
+        collector.add(values)
+        low, high = RANGE_OF[method](collector)
+        assert low <= high
+        assert max(abs(low), abs(high)) <= 2.9 + 1e-3  # float32 of it
 
 
 def test_percentile_and_mse_cut_off_a_lonely_outlier_and_minmax_does_not() -> None:

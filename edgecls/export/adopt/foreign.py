@@ -50,11 +50,11 @@ class Network:
     metadata: Mapping[str, str]
 
 
-def read_network(file: Path, layout: Layout | None = None, image_size: int | None = None) -> Network:
+def read_network(file: Path, layout: Layout | None = None, size_hw: tuple[int, int] | None = None) -> Network:
     """Read a file, and refuse what is no float network from RGB images.
 
     Args:
-        layout, image_size: what the user says; see `read_input`.
+        layout, size_hw: what the user says; see `read_input`.
 
     Raises:
         RunError: missing, damaged, or an edgecls model already.
@@ -76,7 +76,7 @@ def read_network(file: Path, layout: Layout | None = None, image_size: int | Non
         )
     _refuse_training_mode(model, file)
     n_dropouts = _turn_off_dropout(model.graph)
-    taken = read_input(model, file, layout, image_size)
+    taken = read_input(model, file, layout, size_hw)
     return Network(
         file, model, taken.name, taken.is_nhwc, taken.batch, taken.size_hw, taken.is_unscaled, n_dropouts, metadata
     )

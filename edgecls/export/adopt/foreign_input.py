@@ -48,11 +48,11 @@ class Taken:
     is_unscaled: bool
 
 
-def read_input(model: onnx.ModelProto, file: Path, layout: Layout | None, image_size: int | None) -> Taken:
+def read_input(model: onnx.ModelProto, file: Path, layout: Layout | None, size_hw: tuple[int, int] | None) -> Taken:
     """Find out what it takes, and declare its input so: float32, three channels, a batch of n where it is not fixed.
 
     Args:
-        layout, image_size: what the user says; asked for only where neither the file nor the network tells.
+        layout, size_hw: what the user says; asked for only where neither the file nor the network tells.
 
     Raises:
         ExportError: not one input of RGB images.
@@ -65,7 +65,7 @@ def read_input(model: onnx.ModelProto, file: Path, layout: Layout | None, image_
     dims = _dims(given, file)
     if is_unscaled:
         _take_floats(model, given, file)
-    found = _Input(model, given, dims, file, image_size).layout(layout)
+    found = _Input(model, given, dims, file, size_hw).layout(layout)
     axis = _CHANNELS_AT[found]
     sides = [length for index, length in enumerate(dims) if index not in (0, axis)]
     batch = dims[0]
@@ -126,7 +126,7 @@ class _Input:
     value: onnx.ValueInfoProto
     dims: tuple[int | None, ...]
     file: Path
-    image_size: int | None
+    size_hw: tuple[int, int] | None
 
     def layout(self, asked: Layout | None) -> Layout:
         """The order of the axes: where the file says 3, or else where the network, asked for an answer, takes 3."""
@@ -166,7 +166,11 @@ class _Input:
         """Why the network does not run on such an input: its first convolution wants other channels, say."""
         axis = _CHANNELS_AT[layout]
         known = {0: self.dims[0] or 1, axis: n_channels}
-        shape = [known.get(index, length or self.image_size or 0) for index, length in enumerate(self.dims)]
+        asked = iter(self.size_hw or (0, 0))
+        sizes = [next(asked) if index not in known else 0 for index in range(len(self.dims))]
+        shape = [
+            known.get(index, length or size) for index, (length, size) in enumerate(zip(self.dims, sizes, strict=True))
+        ]
         if 0 in shape:
             raise any_size(self.file)
         try:

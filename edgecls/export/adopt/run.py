@@ -75,9 +75,9 @@ def adopt(options: AdoptOptions) -> AdoptResult:
         ParityError: the merged graph does not answer as the original; report this.
     """
     started = time.perf_counter()
-    network = read_network(options.file, options.layout, options.image_size)
+    network = read_network(options.file, options.layout, options.size_hw)
     told = _told_by_ultralytics(network)
-    labels = read_labels(options.labels) if options.labels else _labels_of(told, options.file)
+    labels = read_labels(options.labels) if options.labels else _labels_of(told, network)
     preprocessing = _preprocessing(options, network, told)
     photos = photo_crops(preprocessing)
     answer = answer_of(network, preprocessing, photos, len(labels.names), options.output)
@@ -140,6 +140,7 @@ class _Told:
     size_hw: tuple[int, int]
 
 
+_PADDLE_LABELS: Final = "character"
 _UNSCALED: Final = Preprocessing(mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
 _ULTRALYTICS: Final = Preprocessing(crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -161,10 +162,14 @@ def _told_by_ultralytics(network: Network) -> _Told | None:
     return _Told(labels, (height, width))
 
 
-def _labels_of(told: _Told | None, file: Path) -> Listed:
-    if told is None:
-        raise OptionError(f"{file}: does not say what its classes are; give --labels FILE with a label a line")
-    return Listed(told.labels)
+def _labels_of(told: _Told | None, network: Network) -> Listed:
+    if told:
+        return Listed(told.labels)
+    # RapidAI's files, made from PaddlePaddle's, have a label a line
+    lines = tuple(line.strip() for line in network.metadata.get(_PADDLE_LABELS, "").splitlines())
+    if len(lines) < 2 or not all(lines) or len(set(lines)) < len(lines):
+        raise OptionError(f"{network.file}: does not say what its classes are; give --labels FILE with a label a line")
+    return Listed(lines)
 
 
 def _preprocessing(options: AdoptOptions, network: Network, told: _Told | None) -> Preprocessing:
@@ -191,7 +196,7 @@ def _shifts(mean: Rgb, std: Rgb) -> bool:
 
 
 def _size_hw(options: AdoptOptions, network: Network, told: _Told | None) -> tuple[int, int]:
-    asked = (options.image_size, options.image_size) if options.image_size else None
+    asked = options.size_hw
     told_hw = told.size_hw if told else (None, None)
     height, width = asked or (network.size_hw[0] or told_hw[0], network.size_hw[1] or told_hw[1])
     if height is None or width is None:
@@ -199,9 +204,10 @@ def _size_hw(options: AdoptOptions, network: Network, told: _Told | None) -> tup
     for got, fixed in zip((height, width), network.size_hw, strict=True):
         if fixed not in (None, got):
             fixed_h, fixed_w = network.size_hw
+            said = ",".join(map(str, options.image_size or ()))
             raise OptionError(
-                f"--image-size {options.image_size}: the input of {network.file} is fixed to {fixed_h} x {fixed_w} "
-                "pixels; leave the flag out, or export the file again with that size"
+                f"--image-size {said}: the input of {network.file} is fixed to {fixed_h} x {fixed_w} pixels; leave the "
+                "flag out, or export the file again with that size"
             )
     return height, width
 

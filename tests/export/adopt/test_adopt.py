@@ -211,7 +211,7 @@ def test_an_adopted_file_answers_as_before(
     shape: tuple[str | int, ...], opset: int, head: Callable[[], Nodes], folder: Path
 ) -> None:
     file = write_model(folder / "theirs.onnx", shape, body=head, opset=opset)
-    result = adopt(options(file, image_size=SIZE))
+    result = adopt(options(file, image_size=(SIZE,)))
     batch = shape[0] if isinstance(shape[0], int) else 1
     expected = answers(file, result.preprocessing, is_nhwc=shape == NHWC, batch=batch)
     got, atol = merged_answers(result.run, result.preprocessing), 1e-4 * np.abs(expected).max()
@@ -232,7 +232,7 @@ def test_a_batch_that_is_freed_is_told_and_one_that_is_free_is_left(folder: Path
 def test_padding_that_is_computed_from_a_fixed_size_becomes_part_of_the_convolution(size: int, folder: Path) -> None:
     file = write_model(folder / "theirs.onnx", ("n", 3, "h", "w"))
     add_same_padding(file)
-    result = adopt(options(file, image_size=size))
+    result = adopt(options(file, image_size=(size,)))
     assert "sizes that it worked out from its input, such as paddings, became constants" in result.changes
     nodes = onnx.load(result.run / "model.onnx").graph.node
     assert [node.op_type for node in nodes[:5]] == ["Cast", "Transpose", "Conv", "Conv", "Conv"]
@@ -325,7 +325,7 @@ def test_an_ultralytics_classifier_brings_all_that_is_needed(folder: Path) -> No
 def test_flags_go_before_the_metadata(folder: Path) -> None:
     file = write_model(folder / "best.onnx", ("n", 3, None, None), metadata=ULTRALYTICS)
     (folder / "own.txt").write_text("a\nb\nc\nd\ne\n")
-    result = adopt(AdoptOptions(file, labels=folder / "own.txt", image_size=40, crop_fraction=0.9, **SCALES))
+    result = adopt(AdoptOptions(file, labels=folder / "own.txt", image_size=(40,), crop_fraction=0.9, **SCALES))
     assert Run(result.run).manifest.labels == ("a", "b", "c", "d", "e")
     assert result.preprocessing == Preprocessing((40, 40), crop_fraction=0.9, **SCALES)
 
@@ -416,7 +416,7 @@ def test_channels_that_the_file_does_not_say_are_those_of_its_first_convolution(
     preprocessing = Preprocessing((SIZE, SIZE), **SCALES)
     expected = answers(file, preprocessing, is_nhwc=is_nhwc, batch=batch)
     declare(file, dims)
-    result = adopt(options(file, image_size=SIZE))
+    result = adopt(options(file, image_size=(SIZE,)))
     assert np.allclose(merged_answers(result.run, preprocessing), expected, atol=1e-4 * np.abs(expected).max())
     assert any("turned inside" in change for change in result.changes) == is_nhwc
 
@@ -438,7 +438,7 @@ def test_a_network_of_other_channels_is_told_by_its_first_convolution(n_channels
     onnx.save(model, file)
     declare(file, (None,) * 4)
     with pytest.raises(ExportError, match=rf"takes {n_channels} channels?; expected float32.*{cure}"):
-        adopt(options(file, image_size=SIZE))
+        adopt(options(file, image_size=(SIZE,)))
 
 
 def write_flat_model(path: Path) -> Path:
@@ -458,9 +458,9 @@ def write_flat_model(path: Path) -> Path:
 def test_a_network_that_answers_in_either_order_is_asked_about(folder: Path) -> None:
     file = write_flat_model(folder / "flat.onnx")
     with pytest.raises(OptionError, match="say which: --layout nchw or --layout nhwc"):
-        adopt(options(file, image_size=SIZE))
+        adopt(options(file, image_size=(SIZE,)))
     for layout in ("nchw", "nhwc"):
-        result = adopt(options(file, image_size=SIZE, layout=layout, out=folder / layout))
+        result = adopt(options(file, image_size=(SIZE,), layout=layout, out=folder / layout))
         expected = answers(file, result.preprocessing, is_nhwc=layout == "nhwc")
         assert np.allclose(merged_answers(result.run, result.preprocessing), expected, atol=1e-3)
     with pytest.raises(OptionError, match=r"--layout nhwc: the input of .* is float \(n, 3, 32, 32\)"):
@@ -499,7 +499,7 @@ AS_FLOAT = {"to": TensorProto.FLOAT}
 def test_a_network_of_uint8_scales_its_pixels_itself(before: Nodes, shape: tuple[str | int, ...], folder: Path) -> None:
     file = write_model(folder / "theirs.onnx")
     take_uint8(file, before, shape)
-    result = adopt(AdoptOptions(file, Path("labels.txt"), image_size=SIZE))
+    result = adopt(AdoptOptions(file, Path("labels.txt"), image_size=(SIZE,)))
     pixels = photo_crops(result.preprocessing)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     given = pixels.transpose(0, 3, 1, 2) if shape == NCHW else pixels
@@ -508,7 +508,7 @@ def test_a_network_of_uint8_scales_its_pixels_itself(before: Nodes, shape: tuple
     assert np.allclose(got, expected, atol=1e-4 * np.abs(expected).max())
     assert any("takes uint8 pixels and scales them itself" in change for change in result.changes)
     with pytest.raises(OptionError, match="scales them itself; leave both out"):
-        adopt(options(file, image_size=SIZE))
+        adopt(options(file, image_size=(SIZE,)))
 
 
 def test_a_network_that_computes_in_uint8_is_refused(folder: Path) -> None:
@@ -726,7 +726,7 @@ def test_a_network_that_cannot_be_adopted_is_refused_and_leaves_nothing(
 def test_a_fixed_size_must_agree_with_the_flag(folder: Path) -> None:
     file = write_model(folder / "theirs.onnx")
     with pytest.raises(OptionError, match=r"--image-size 64: .* fixed to 32 x 32 pixels"):
-        adopt(options(file, image_size=64))
+        adopt(options(file, image_size=(64,)))
 
 
 def test_a_quantised_file_is_refused(folder: Path) -> None:
@@ -803,7 +803,7 @@ BAD_FLAGS = [
     pytest.param({"mean": (123.675, 116.28, 103.53)}, "0..255, which would be --mean 0.485 0.456 0.406", id="255"),
     pytest.param({"std": (0.2, 0, 0.2)}, "--std 0.2 0 0.2: expected numbers above 0", id="zero"),
     pytest.param({"std": None}, "belong together", id="one of two"),
-    pytest.param({"image_size": 4}, "expected 8 to 1024", id="size"),
+    pytest.param({"image_size": (4,)}, "expected 8 to 1024", id="size"),
     pytest.param({"crop_fraction": 1.5}, "--crop-fraction 1.5", id="crop"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,8 @@ def test_a_cpu_without_vnni_is_known_by_its_flags(tmp_path: Path, flags: str, ov
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
     assert processor.int8_sums_overflow(tmp_path) == overflows
+    asked: dict[str, str] = {}
+    settings = SimpleNamespace(add_session_config_entry=asked.__setitem__)
+    processor.session_settings(SimpleNamespace(SessionOptions=lambda: settings), 1, tmp_path)
+    # where nothing is known it is asked for: it costs speed, and the answers may hang on it
+    assert ("session.x64quantprecision" in asked) == (overflows or not flags)
