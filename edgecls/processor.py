@@ -79,7 +79,7 @@ def session_settings(onnxruntime: Any, n_threads: int, root: Path = ROOT) -> Any
     # threads that wait for work by spinning would take the cores from the decoding threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Where `int8_sums_overflow`, loud channels are cut off without a word; with this, ONNX Runtime takes uint8 weights.
-    # It takes them on CPUs with VNNI but without AMX too, for the same answers at 0.6 times the speed (1.32, AMD Zen 4).
+    # On CPUs with VNNI but without AMX it does so too, for the same answers at 0.6 times the speed (1.32, AMD Zen 4)
     if not has_vnni(root):
         settings.add_session_config_entry("session.x64quantprecision", "1")
     return settings

@@ -19,7 +19,6 @@ from edgecls.runtime.options import AskedPrecision
 from edgecls.train.recipe_options import SIZES
 
 AUTO: Final = "auto"
-DEFAULT_QAT_EPOCHS: Final = 2
 _SPEEDUPS: Final = Rule(lambda value: 0 <= value < 1000, "0 (any speed) or more, such as 1.2")
 _LEVELS: Final = Rule(lambda value: value in range(6), "a whole number from 0 to 5")
 _CORES: Final = Rule(lambda value: value >= 0, "the number of a DLA core, from 0")
@@ -27,6 +26,7 @@ _CAPABILITIES: Final = Rule(lambda text: bool(re.fullmatch(r"\d{1,2}\.\d", text)
 
 AskedMethod = Literal["auto", Method]
 Flavour = Literal["int8", "int8-cpu"]
+FloatLayers = Literal["depthwise", "squeeze-excite"]
 Layout = Literal["nchw", "nhwc"]
 Rgb = tuple[float, float, float]
 FLAVOURS: Final[tuple[Flavour, ...]] = get_args(Flavour)
@@ -140,13 +140,18 @@ class ExportOptions(Options):
     validation: Path | None = option(
         None, "Class folders or CSV of the images that the gate is measured on.", shown="the validation split"
     )
+    float_layers: tuple[FloatLayers, ...] = option(
+        (), "Kinds of layers that stay float16 in the INT8 graph for TensorRT: depthwise, squeeze-excite. They make "
+        "most of the error of some networks, and are little of the work.", shown="none",
+    )  # fmt: skip
     qat: bool = option(
         False, "Train the network for INT8, with the rounding in place, on the training images; it is the better where "
         "INT8 loses much, and takes minutes."
     )  # fmt: skip
-    qat_epochs: int = option(
-        DEFAULT_QAT_EPOCHS, "Passes of --qat over the training images, at most 5,000 of them.", rule=between(1, 100)
-    )
+    qat_epochs: int | None = option(
+        None, "Passes of --qat over the training images, of which it takes 5,000 at most.",
+        shown="as many as show it 10,000 images, and two at least", rule=between(1, 1000),
+    )  # fmt: skip
     gate: GateOptions = field(default_factory=GateOptions)
     builder: EngineOptions = field(default_factory=EngineOptions)
 
@@ -154,9 +159,11 @@ class ExportOptions(Options):
         super().__post_init__()
         if self.sample.source and not self.int8:
             raise OptionError(f"--calibration {self.sample.source}: sets the ranges of INT8; add --int8")
+        if self.float_layers and not self.int8:
+            raise OptionError(f"--float-layers {','.join(self.float_layers)}: they are float without INT8; add --int8")
         if self.qat and not self.int8:
             raise OptionError("--qat: trains the network for INT8; add --int8")
-        if self.qat_epochs != DEFAULT_QAT_EPOCHS and not self.qat:
+        if self.qat_epochs and not self.qat:
             raise OptionError(f"--qat-epochs {self.qat_epochs}: nothing is trained; add --qat, or leave it out")
         usual = flat(EngineOptions())
         said = [flag_name(name) for name, value in flat(self.builder).items() if value != usual[name]]

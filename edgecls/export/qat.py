@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from edgecls.calibration.ranges import Calibration, network_sha256
-from edgecls.export.graphs.int8 import quantized, rounded_in
+from edgecls.export.graphs.int8 import quantized, rounded_in, with_corrected_biases
 from edgecls.export.job import Job
 from edgecls.export.options import Flavour
 from edgecls.labelled import LabelledImage
@@ -41,8 +41,8 @@ def quantisation_aware(
         quantisations.append(Quantisation(tensors, weights, is_symmetric=flavour == "int8"))
     options = job.options
     result = train_quantised(
-        graph, calibration.ranges, quantisations, images, job.manifest.preprocessing,
-        n_epochs=options.qat_epochs, seed=options.sample.seed, progress=job.progress,
+        graph, with_corrected_biases(graph, calibration), calibration.ranges, quantisations, images,
+        job.manifest.preprocessing, n_epochs=options.qat_epochs, seed=options.sample.seed, progress=job.progress,
     )  # fmt: skip
     # without the means: they are those of the old weights, and the biases have learnt what rounding shifts
     learnt = replace(
@@ -51,6 +51,6 @@ def quantisation_aware(
         means={},
         network_sha256=network_sha256(result.graph),
     )
-    epochs = "1 epoch" if options.qat_epochs == 1 else f"{options.qat_epochs} epochs"
+    epochs = "1 epoch" if result.n_epochs == 1 else f"{result.n_epochs} epochs"
     told = f"trained with the rounding in place, {epochs} of {result.n_images:,} images, {result.seconds:.0f} s"
     return result.graph, learnt, told

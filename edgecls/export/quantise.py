@@ -12,10 +12,10 @@ import onnx
 
 from edgecls.calibration.sample import CalibrationSet
 from edgecls.export.calibrate import Calibrator
-from edgecls.export.graphs.int8 import int8_of
+from edgecls.export.graphs.int8 import int8_of, layers_of_kind
 from edgecls.export.job import Job
 from edgecls.export.judge.float16 import FITS, Float16Fit
-from edgecls.export.judge.gate import Int8, Judge, Judged, meet_gate
+from edgecls.export.judge.gate import Int8, Judge, Judged, LayerError, meet_gate
 from edgecls.export.judge.measure import Logits, pixels_of
 from edgecls.export.options import FLAVOURS, Flavour
 from edgecls.export.qat import quantisation_aware
@@ -52,7 +52,9 @@ def quantise(
         fit_again = float16_fit(job, graph, calibrator.chosen) if "int8" in flavours else FITS
         return Int8(graph, calibrator.calibrated(graph, calibration.method), fit_again)
 
-    int8 = Int8(graph, calibration, fit)
+    asked_for = [name for kind in job.options.float_layers for name in layers_of_kind(graph, kind)]
+    for_tensorrt = tuple(LayerError(name, 0.0) for name in asked_for)
+    int8 = Int8(graph, calibration, fit, {"int8": for_tensorrt, "int8-cpu": ()})
     if job.options.qat:
         int8 = _trained(job, int8, flavours, judge, lambda graph: float16_fit(job, graph, calibrator.chosen))
     int8, judged = meet_gate(

@@ -50,7 +50,7 @@ def test_training_takes_most_of_the_noise_of_bad_ranges(exported_run: Path, monk
         quantisations.append(Quantisation(tensors, weights, is_symmetric=flavour == "int8"))
     lines: list[str] = []
     result = train_quantised(
-        graph, narrow, quantisations, read_split(run.path("split.csv"), run.manifest.labels).splits["train"],
+        graph, graph, narrow, quantisations, read_split(run.path("split.csv"), run.manifest.labels).splits["train"],
         run.manifest.preprocessing, n_epochs=10, progress=Progress(lines.append),
     )  # fmt: skip
     assert result.n_images == 64

@@ -23,7 +23,7 @@ from edgecls.calibration.ranges import Calibration, network_sha256
 from edgecls.errors import ExportError
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import HEAD_PREFIX, PIXEL_SCALE, embed_manifest
-from edgecls.export.options import Flavour
+from edgecls.export.options import Flavour, FloatLayers
 from edgecls.manifest import Manifest
 
 # Where the time goes. TensorRT fuses a convolution with the activation behind it if nothing stands between them, so
@@ -119,6 +119,14 @@ def quantized(
     return quantizer.model.model  # type: ignore[no-any-return]
 
 
+def with_corrected_biases(graph: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
+    """A float copy whose biases have taken what rounding all weights shifts on average, as INT8 graphs have them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    _correct_biases(copy, calibration, layers(copy))
+    return copy
+
+
 def rounded_in(quantised: onnx.ModelProto) -> tuple[frozenset[str], dict[str, int]]:
     """Names of the tensors that an INT8 graph rounds, and of its weights with the axis of their output channels."""
     tensors = frozenset(node.input[0] for node in quantised.graph.node if node.op_type == "QuantizeLinear")
@@ -181,6 +189,21 @@ def layers(graph: onnx.ModelProto) -> list[str]:
     """Names of the layers that are quantised unless given back, in the order of the graph."""
     always_float = _always_float(graph)
     return [node.name for node in graph.graph.node if node.op_type in LAYERS and node.name not in always_float]
+
+
+def layers_of_kind(graph: onnx.ModelProto, kind: FloatLayers) -> list[str]:
+    """Names of the layers that are quantised and of a kind: a filter a channel, or on maps of one pixel."""
+    weights = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    sizes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim[2:]] for each in inferred.value_info}
+    quantised, found = set(layers(graph)), []
+    for node in graph.graph.node:
+        if node.op_type == "Conv" and node.name in quantised and node.input[1] in weights:
+            shape = weights[node.input[1]]
+            is_depthwise = shape[1] == 1 and shape[0] > 1
+            if is_depthwise if kind == "depthwise" else sizes.get(node.input[0]) == [1, 1]:
+                found.append(node.name)
+    return found
 
 
 def _ranges(graph: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:

@@ -15,14 +15,18 @@ from edgecls.calibration.ranges import Calibration, network_sha256
 from edgecls.export.graphs.equalise import equalised
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import PIXEL_SCALE, embed_manifest
-from edgecls.export.graphs.int8 import layers, quantized
-from edgecls.export.judge.gate import Int8, Judged, meet_gate
+from edgecls.export.graphs.int8 import layers, layers_of_kind, quantized
+from edgecls.export.graphs.macs import macs_of
+from edgecls.export.judge.gate import Int8, Judged, LayerError, _ranked, meet_gate
+from edgecls.export.onnx import onnx_from_checkpoint
 from edgecls.export.options import FLAVOURS, Flavour, GateOptions
 from edgecls.images import Pixels
 from edgecls.manifest import Manifest, Preprocessing
 from edgecls.runs import Run
 from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
+from edgecls.train.networks.models import build
+from edgecls.train.recipe_options import NetworkOptions
 from tests.conftest import draw
 
 SIZE = 16
@@ -330,9 +334,42 @@ def test_where_equalisation_cannot_help_the_worst_layers_are_given_back(pixels: 
     assert max(drops.values()) <= 0.05
     assert any(int8.given_back.values())
     for flavour, given in int8.given_back.items():
-        assert [each.error for each in given] == sorted((each.error for each in given), reverse=True)
+        assert list(given) == _ranked(graph, given)
         assert set(int8.names_given_back(flavour)) < set(layers(graph))
     assert any("back to float, drop now" in line for line in lines)
+
+
+def test_a_layer_that_saves_little_time_is_given_back_first() -> None:
+    graph = network(np.random.default_rng(0))
+    macs = macs_of(graph)
+    assert macs["head"] == 2 * 8  # (outputs, inputs)
+    large, small = "conv2", "conv1"  # 8 channels in, and 3
+    assert macs[large] == 8 * 8 * 9 * SIZE**2
+    ranked = _ranked(graph, [LayerError(large, 1.0), LayerError(small, 0.9)])
+    assert [each.layer for each in ranked] == [small, large]
+    assert _ranked(graph, [LayerError(large, 100.0), LayerError(small, 0.1)])[0].layer == large
+
+
+def test_no_more_layers_are_given_back_than_the_gate_asks_for(pixels: Pixels) -> None:
+    for needed in (1, 2, 3, 4):
+        found, asked = gate_with(
+            network(np.random.default_rng(0)), pixels, GateOptions(max_drop=1),
+            lambda int8, flavour, needed=needed: 0.0 if len(int8.given_back[flavour]) >= needed else 0.5,
+        )  # fmt: skip
+        assert {len(given) for given in found.given_back.values()} == {needed}
+        assert len(asked) <= 4 + 2 * 5
+
+
+def test_kinds_of_layers_are_known(tmp_path: Path) -> None:
+    classifier, preprocessing = build(NetworkOptions("mobilenet_v3_small", "none"), 2, (32, 32))
+    file = tmp_path / "model.onnx"
+    onnx_from_checkpoint(classifier, Manifest(("a", "b"), preprocessing, "mobilenet_v3_small"), file)
+    graph = onnx.load(file)
+    names = {node.name: node for node in graph.graph.node}
+    depthwise = layers_of_kind(graph, "depthwise")
+    assert len(depthwise) == 11 - 1  # the one behind the first convolution is float in any case
+    assert all(helper.get_node_attr_value(names[name], "group") > 1 for name in depthwise)
+    assert len(layers_of_kind(graph, "squeeze-excite")) == 2 * 9
 
 
 def test_without_time_the_gate_says_that_it_gave_up(pixels: Pixels) -> None:
