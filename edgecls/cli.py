@@ -20,7 +20,7 @@ from edgecls.bench.options import BenchOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
-from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
+from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, ModelsOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name
 from edgecls.runtime.options import PredictOptions
@@ -345,6 +345,27 @@ def bench(options: BenchOptions, as_json: AsJson = False) -> None:
         draw_bench(result, options.plot)
     if result.failed:
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(ModelsOptions, arguments=("model",))
+def models(options: ModelsOptions, as_json: AsJson = False) -> None:
+    """List networks to choose from: size, published accuracy, what INT8 loses, and their speed on this machine."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls.export.models import models as list_models
+    from edgecls.tables.models import listed
+    from edgecls.tables.progress import progress_on
+
+    with progress_on(_progress_console()) as progress:
+        result = list_models(options, _measuring() if options.measure else None, progress)
+    _show(console, as_json, result, lambda: [listed(result)])
+
+
+def _measuring() -> Any:
+    """How a network is measured, which loads torch."""
+    with _needs_extra("edgecls models --measure", "train"):
+        from edgecls.export.model_costs import costs_of
+    return costs_of
 
 
 @app.command()

@@ -16,7 +16,7 @@ from edgecls.bench.options import BenchOptions
 from edgecls.errors import OptionError
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
-from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions
+from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, ModelsOptions
 from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
 from edgecls.runtime.options import PredictOptions
@@ -40,6 +40,7 @@ OF_COMMANDS: list[Any] = [
     InspectOptions(),
     EvaluateOptions(),
     CompareOptions(("runs",)),
+    ModelsOptions(),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 

@@ -30,8 +30,9 @@ from edgecls.manifest import Manifest
 from edgecls.runs import Run, atomic_path
 from edgecls.train.networks.checkpoint import load_checkpoint
 from edgecls.train.networks.features import quiet_exporter
-from edgecls.train.networks.models import PixelClassifier
+from edgecls.train.networks.models import PixelClassifier, build
 from edgecls.train.networks.onnx_head import FEATURES, OnnxHead
+from edgecls.train.recipe_options import NONE, NetworkOptions
 
 
 class _Deployed(nn.Module):
@@ -66,6 +67,24 @@ def onnx_from_run(run: Run, manifest: Manifest, out: Path) -> None:
         ExportError: PyTorch cannot export this network in any way.
     """
     onnx_from_checkpoint(load_checkpoint(run), manifest, out)
+
+
+def onnx_from_untrained(model: str, size: int, n_classes: int, out: Path) -> Manifest:
+    """Write the FP32 graph of a network with random weights, which is as fast as with trained ones.
+
+    Args:
+        size: height and width of the input in pixels.
+
+    Raises:
+        OptionError: no such network, or one that does not take this size.
+        MissingExtra: its package is not installed.
+        ExportError: PyTorch cannot export it in any way.
+    """
+    torch.manual_seed(0)
+    classifier, preprocessing = build(NetworkOptions(model, NONE), n_classes, (size, size))
+    manifest = Manifest(tuple(f"class {i}" for i in range(n_classes)), preprocessing, model)
+    onnx_from_checkpoint(classifier, manifest, out)
+    return manifest
 
 
 def onnx_from_checkpoint(classifier: PixelClassifier, manifest: Manifest, out: Path) -> None:

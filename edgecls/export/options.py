@@ -179,6 +179,19 @@ class ExportOptions(Options):
 
 
 @dataclass(frozen=True)
+class ModelsOptions(Options):
+    """All options of `edgecls models`."""
+
+    models: tuple[str, ...] = option(
+        (), "Networks to list, by their names for --model.", shown="all of the table", flag="model", repeat=True
+    )
+    measure: bool = option(
+        False, "Measure the speed of each on this machine, in FP32 and INT8, which takes a few minutes. It needs no "
+        "trained weights."
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class AdoptOptions(Options):
     """All options of `edgecls adopt`; what is None is taken from the file where it says it.
 

@@ -9,6 +9,7 @@ from edgecls.errors import OptionError
 from edgecls.manifest import Interpolation, Resize
 from edgecls.options import Options, Rule, above, at_least, below, between, option
 from edgecls.train.augmentation_names import operations_of
+from edgecls.train.catalogue import ALIASES
 
 SCRATCH: Final = ("linear", "mlp", "cnn", "resnet9", "airbench")
 LITE_NAMES: Final = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -41,7 +42,7 @@ class NetworkOptions(Options):
 
     model: str = option(
         "efficientnet_lite0", "A network from scratch (linear, mlp, cnn, resnet9, airbench), efficientnet_lite0, lite1 "
-        "or lite2, a torchvision classifier, or timm/NAME."
+        "or lite2, a torchvision classifier, or timm/NAME; fast or accurate for those of edgecls models."
     )  # fmt: skip
     weights: str | None = option(
         None, "What the network begins with: imagenet, none, or a state dict file.", shown="imagenet; none from scratch"
@@ -87,6 +88,7 @@ class NetworkOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "model", ALIASES.get(self.model, self.model))  # a recipe says which one it was
         if self.model in SCRATCH and self.weights == IMAGENET:
             raise OptionError(f"--weights imagenet: there are none for {self.model}; use --weights none")
         if self.channels is not None and not (self.width is None and self.blocks is None):
