@@ -17,6 +17,10 @@ TORCH = ("torch", "torchvision", "lightning", "timm")
 NEEDS_TORCH = (
     "edgecls.train",
     "edgecls.export.onnx",
+    "edgecls.export.qat",
+    "edgecls.export.quantise",
+    "edgecls.export.report",
+    "edgecls.export.model_costs",
     "edgecls.export.convert",
     "edgecls.tables.train",
     "edgecls.export.run",
