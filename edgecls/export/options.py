@@ -20,13 +20,17 @@ from edgecls.train.recipe_options import SIZES
 
 AUTO: Final = "auto"
 _SPEEDUPS: Final = Rule(lambda value: 0 <= value < 1000, "0 (any speed) or more, such as 1.2")
+DEPTHWISE: Final = "depthwise"
+SQUEEZE_EXCITE: Final = "squeeze-excite"
+_KINDS: Final = Rule(
+    lambda kinds: set(kinds) <= {DEPTHWISE, SQUEEZE_EXCITE}, f"{DEPTHWISE}, {SQUEEZE_EXCITE}, or both with a comma"
+)
 _LEVELS: Final = Rule(lambda value: value in range(6), "a whole number from 0 to 5")
 _CORES: Final = Rule(lambda value: value >= 0, "the number of a DLA core, from 0")
 _CAPABILITIES: Final = Rule(lambda text: bool(re.fullmatch(r"\d{1,2}\.\d", text)), "a number such as 8.6")
 
 AskedMethod = Literal["auto", Method]
 Flavour = Literal["int8", "int8-cpu"]
-FloatLayers = Literal["depthwise", "squeeze-excite"]
 Layout = Literal["nchw", "nhwc"]
 Rgb = tuple[float, float, float]
 FLAVOURS: Final[tuple[Flavour, ...]] = get_args(Flavour)
@@ -140,13 +144,13 @@ class ExportOptions(Options):
     validation: Path | None = option(
         None, "Class folders or CSV of the images that the gate is measured on.", shown="the validation split"
     )
-    float_layers: tuple[FloatLayers, ...] = option(
+    float_layers: tuple[str, ...] = option(
         (), "Kinds of layers that stay float16 in the INT8 graph for TensorRT: depthwise, squeeze-excite. They make "
-        "most of the error of some networks, and are little of the work.", shown="none",
+        "most of the error of some networks, and are little of the work.", shown="none", rule=_KINDS,
     )  # fmt: skip
     qat: bool = option(
-        False, "Train the network for INT8, with the rounding in place, on the training images; it is the better where "
-        "INT8 loses much, and takes minutes."
+        False, "Train the network for INT8 with the rounding in place, on the training images. It takes minutes, and "
+        "helps where INT8 loses much."
     )  # fmt: skip
     qat_epochs: int | None = option(
         None, "Passes of --qat over the training images, of which it takes 5,000 at most.",

@@ -83,7 +83,7 @@ def _trained(
         int8, graph=graph, calibration=learnt, fit=fit_of(graph) if "int8" in flavours else FITS, is_trained=True
     )
     before, after = (_Standing.of([judge(each, flavour) for flavour in flavours], fp32) for each in (int8, candidate))
-    is_kept = after.rank(job.options.gate) <= before.rank(job.options.gate)
+    is_kept = after.rank(job.options.gate) < before.rank(job.options.gate)
     note = f"{told}{'' if is_kept else ', and not kept'}: {before.changed_to(after)}"
     job.progress.on_step(f"int8: {note}")
     return replace(candidate if is_kept else int8, notes=(note,))

@@ -109,3 +109,17 @@ def test_what_is_said_of_training_needs_int8() -> None:
         ExportOptions(qat=True)
     with pytest.raises(OptionError, match="--qat-epochs 5: nothing is trained; add --qat"):
         ExportOptions(int8=True, qat_epochs=5)
+
+
+def test_kinds_of_layers_are_flags_of_the_command(run: Run) -> None:
+    told = CliRunner().invoke(app, ["export", str(run.folder), "--int8", "--float-layers", "depthwise,squeeze"])
+    assert told.exit_code == 1
+    assert "--float-layers depthwise,squeeze: expected depthwise, squeeze-excite, or both with a comma" in told.output
+    told = CliRunner().invoke(app, ["export", str(run.folder), "--float-layers", "depthwise"])
+    assert "they are float without INT8; add --int8" in told.output
+    told = CliRunner().invoke(
+        app,
+        ["export", str(run.folder), "--int8", "--float-layers", "depthwise,squeeze-excite",
+         "--calibration-images", "32", "--min-speedup", "0", "--max-drop", "100"],
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output

@@ -23,7 +23,7 @@ from edgecls.calibration.ranges import Calibration, network_sha256
 from edgecls.errors import ExportError
 from edgecls.export.graphs.fp16 import half
 from edgecls.export.graphs.graph import HEAD_PREFIX, PIXEL_SCALE, embed_manifest
-from edgecls.export.options import Flavour, FloatLayers
+from edgecls.export.options import DEPTHWISE, Flavour
 from edgecls.manifest import Manifest
 
 # Where the time goes. TensorRT fuses a convolution with the activation behind it if nothing stands between them, so
@@ -191,8 +191,12 @@ def layers(graph: onnx.ModelProto) -> list[str]:
     return [node.name for node in graph.graph.node if node.op_type in LAYERS and node.name not in always_float]
 
 
-def layers_of_kind(graph: onnx.ModelProto, kind: FloatLayers) -> list[str]:
-    """Names of the layers that are quantised and of a kind: a filter a channel, or on maps of one pixel."""
+def layers_of_kind(graph: onnx.ModelProto, kind: str) -> list[str]:
+    """Names of the quantised layers of a kind.
+
+    Args:
+        kind: `depthwise`, which have a filter a channel, or `squeeze-excite`, which work on maps of one pixel.
+    """
     weights = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
     inferred = onnx.shape_inference.infer_shapes(graph).graph
     sizes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim[2:]] for each in inferred.value_info}
@@ -201,7 +205,7 @@ def layers_of_kind(graph: onnx.ModelProto, kind: FloatLayers) -> list[str]:
         if node.op_type == "Conv" and node.name in quantised and node.input[1] in weights:
             shape = weights[node.input[1]]
             is_depthwise = shape[1] == 1 and shape[0] > 1
-            if is_depthwise if kind == "depthwise" else sizes.get(node.input[0]) == [1, 1]:
+            if is_depthwise if kind == DEPTHWISE else sizes.get(node.input[0]) == [1, 1]:
                 found.append(node.name)
     return found
 

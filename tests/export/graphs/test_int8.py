@@ -361,7 +361,7 @@ def test_no_more_layers_are_given_back_than_the_gate_asks_for(pixels: Pixels) ->
 
 
 def test_kinds_of_layers_are_known(tmp_path: Path) -> None:
-    classifier, preprocessing = build(NetworkOptions("mobilenet_v3_small", "none"), 2, (32, 32))
+    classifier, preprocessing = build(NetworkOptions("mobilenet_v3_small", "none"), 2, (64, 64))
     file = tmp_path / "model.onnx"
     onnx_from_checkpoint(classifier, Manifest(("a", "b"), preprocessing, "mobilenet_v3_small"), file)
     graph = onnx.load(file)
