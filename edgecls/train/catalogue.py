@@ -45,7 +45,7 @@ CATALOGUE: Final = (
     CataloguedNetwork("mobilenet_v2", 3.50, 301, 224, 72.15, _TORCHVISION, 0.55, _CIFAR_48),
     CataloguedNetwork("mobilenet_v3_small", 2.54, 57, 224, 67.67, _TORCHVISION, 0.05, _CIFAR_64),
     CataloguedNetwork("mobilenet_v3_large", 5.48, 217, 224, 75.27, _TORCHVISION, -0.2, _CIFAR_48),
-    CataloguedNetwork("timm/mobilenetv4_conv_small", 3.77, 186, 224, 73.76, _TIMM),
+    CataloguedNetwork("timm/mobilenetv4_conv_small", 3.77, 186, 224, 73.76, _TIMM, -0.2, _CIFAR_64),
     CataloguedNetwork("timm/mobilenetv4_conv_medium", 9.72, 828, 224, 79.09, _TIMM),
     CataloguedNetwork("efficientnet_b0", 5.29, 386, 224, 77.69, _TORCHVISION, 0.0, _CIFAR_48),
     CataloguedNetwork("timm/hgnetv2_b0", 6.00, 322, 224, 77.36, _TIMM),

@@ -157,7 +157,8 @@ def _with_layers_given_back(
         given = (*asked_for, *ranking[:n])
         found = judge(with_float(given), flavour)
         last = ranking[n - 1].layer
-        on_step(f"{flavour}: {n} layers up to {last} back to float, drop now {100 * found.drop:+.2f} points")
+        given_back = last if n == 1 else f"{n} layers, the last {last},"
+        on_step(f"{flavour}: {given_back} back to float, drop now {100 * found.drop:+.2f} points")
         if gate.allows(found.drop):
             passing, enough = (with_float(given), found), n
             n = (too_few + enough) // 2  # fewer may do
