@@ -91,7 +91,7 @@ def train_quantised(
     n_steps = n_epochs * math.ceil(len(pixels) / _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, n_steps))
     generator = torch.Generator().manual_seed(seed)
-    progress.on_pass(f"quantisation-aware, {n_epochs} epochs", n_epochs * len(pixels))
+    progress.on_pass(f"quantisation-aware, {_epochs(n_epochs)}", n_epochs * len(pixels))
     started, step = time.perf_counter(), 0
     for _ in range(n_epochs):
         for rows in torch.split(torch.randperm(len(pixels), generator=generator), _BATCH):
@@ -115,8 +115,11 @@ def train_quantised(
 
 def _forecast(n_epochs: int, n_images: int, seconds: float) -> str:
     how_long = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    epochs = "1 epoch" if n_epochs == 1 else f"{n_epochs} epochs"
-    return f"int8: quantisation-aware training, {epochs} of {n_images:,} images, takes about {how_long}"
+    return f"int8: quantisation-aware training, {_epochs(n_epochs)} of {n_images:,} images, takes about {how_long}"
+
+
+def _epochs(n: int) -> str:
+    return "1 epoch" if n == 1 else f"{n} epochs"
 
 
 def _optimizer(student: QuantisedNetwork) -> torch.optim.Optimizer:
@@ -139,7 +142,7 @@ def _share_of_rate(step: int, n_steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, n_steps - warm_up))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _answers(teacher: OnnxNetwork, pixels: Tensor, progress: Progress) -> Tensor:
     """(n, n_classes) float32 logits."""
     progress.on_pass("answers of the float network", len(pixels))
