@@ -49,15 +49,17 @@ def quantise(
         logits = job.answers(flavour, _model(job, int8, flavour).SerializeToString())
         return Judged(logits, accuracy - job.accuracy(logits))
 
+    def fit_of(graph: onnx.ModelProto) -> Float16Fit:
+        return float16_fit(job, graph, calibrator.chosen) if "int8" in flavours else FITS
+
     def prepared(graph: onnx.ModelProto) -> Int8:
-        fit_again = float16_fit(job, graph, calibrator.chosen) if "int8" in flavours else FITS
-        return Int8(graph, calibrator.calibrated(graph, calibration.method), fit_again)
+        return Int8(graph, calibrator.calibrated(graph, calibration.method), fit_of(graph))
 
     asked_for = [name for kind in job.options.float_layers for name in layers_of_kind(graph, kind)]
     for_tensorrt = tuple(LayerError(name, 0.0) for name in asked_for)
     int8 = Int8(graph, calibration, fit, {"int8": for_tensorrt, "int8-cpu": ()})
     if job.options.qat:
-        int8 = _trained(job, int8, fp32, flavours, judge, lambda graph: float16_fit(job, graph, calibrator.chosen))
+        int8 = _trained(job, int8, fp32, flavours, judge, fit_of)
     int8, judged = meet_gate(
         int8, job.options.gate, judge, prepared, probe,
         flavours=flavours, on_step=job.progress.on_step,
@@ -79,9 +81,7 @@ def _trained(
 ) -> Int8:
     """Trained with the rounding in place, where that takes INT8 nearer to the gate or, within it, to FP32's answers."""
     graph, learnt, told = quantisation_aware(job, int8.graph, int8.calibration, flavours)
-    candidate = replace(
-        int8, graph=graph, calibration=learnt, fit=fit_of(graph) if "int8" in flavours else FITS, is_trained=True
-    )
+    candidate = replace(int8, graph=graph, calibration=learnt, fit=fit_of(graph), is_trained=True)
     before, after = (_Standing.of([judge(each, flavour) for flavour in flavours], fp32) for each in (int8, candidate))
     is_kept = after.rank(job.options.gate) < before.rank(job.options.gate)
     note = f"{told}{'' if is_kept else ', and not kept'}: {before.changed_to(after)}"

@@ -193,7 +193,7 @@ def _offer(job: Job, written: Written, measured: Mapping[Precision, Measurement]
     if job.options.qat or all(job.options.gate.allows(each.drop) for each in losing):
         return []
     n = len(job.data.training) or (len(written.chosen.images) if written.chosen else 0)
-    return [f"edgecls export --int8 --qat trains the network with the rounding in place, on {n:,} images: try it here"]
+    return [f"edgecls export --int8 --qat may help: it trains the network with the rounding in place, on {n:,} images"]
 
 
 def _class_drops(job: Job, reference: metrics.Indices, answered: metrics.Indices) -> tuple[ClassDrop, ...]:

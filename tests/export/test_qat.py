@@ -100,7 +100,7 @@ def test_it_is_offered_where_int8_loses_too_much(run: Run, monkeypatch: pytest.M
         ExportOptions(str(run.folder), int8=True, sample=SampleOptions(32), gate=GateOptions(time_budget=0))
     )
     assert result.notes[-1] == (
-        "edgecls export --int8 --qat trains the network with the rounding in place, on 64 images: try it here"
+        "edgecls export --int8 --qat may help: it trains the network with the rounding in place, on 64 images"
     )
 
 
