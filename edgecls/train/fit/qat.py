@@ -107,8 +107,9 @@ def train_quantised(
             if step == 1:
                 first = time.perf_counter()
             elif step == _TIMED and n_steps > _TIMED:
-                left = (time.perf_counter() - first) / (_TIMED - 1) * (n_steps - step)
-                progress.on_step(_forecast(n_epochs, len(pixels), left))
+                now = time.perf_counter()
+                left = (now - first) / (_TIMED - 1) * (n_steps - step)
+                progress.on_step(_forecast(n_epochs, len(pixels), now - started + left))
     seconds = time.perf_counter() - started
     return QatResult(student.network.written_into(graph), student.ranges, len(pixels), n_epochs, seconds)
 
