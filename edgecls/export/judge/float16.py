@@ -102,7 +102,7 @@ def misfits(graph: onnx.ModelProto, halved: onnx.ModelProto, ranges: Mapping[str
         ranges: lowest and highest value by tensor name, in float32.
     """
     of_half = halves(halved)
-    computed = (Misfit(name, *ranges[name]) for name in of_half if name in ranges)
+    computed = (Misfit(name, *ends) for name, ends in ranges.items() if name in of_half)  # in the order of the graph
     constants, multiplied = _constants(graph), _multiplied(graph)
     found = [each for each in computed if each.is_beyond or 0 < each.magnitude < SMALLEST]
     found += [
