@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from edgecls import __version__
@@ -77,7 +78,7 @@ class Preprocessing:
         if not all(0 <= value <= 255 for value in self.background):
             raise RunError(f"background {self.background}: expected three whole numbers from 0 to 255 (RGB)")
 
-    @property
+    @cached_property
     def covered_hw(self) -> tuple[int, int]:
         """The height and width that the resized (and padded) picture has at least, before the centre crop."""
         height, width = (math.floor(side / self.crop_fraction + 1e-6) for side in self.size_hw)

@@ -62,6 +62,8 @@ class Voting:
 
     def probabilities(self, members: Sequence[Floats]) -> Floats:
         """Each member's (n, n_classes) in the order of the first one's labels: (n_members, n, n_classes)."""
+        if len(members) == 1:
+            return members[0][np.newaxis]
         return np.stack([each[:, order] for each, order in zip(members, self.orders, strict=True)])
 
     def mean(self, probabilities: Floats) -> Floats:

@@ -27,7 +27,7 @@ from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 from edgecls.runtime.tally import EnsembleReport, EnsembleTally, TtaReport, ViewTally
 
-_FLUSHED: Final = 16  # rows after which what was written is safe from a kill
+_FLUSHED: Final = 16  # rows after which, at the end of a batch, what was written is safe from a kill
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,18 @@ class _Prediction:
             remaining = iter(self.sources)
             for prediction in rows.kept():
                 self._keep(next(remaining, None), prediction, outputs)
-            started = time.perf_counter()
+            started, flushed = time.perf_counter(), self.images
             try:
-                for source, prediction in self._answered(remaining):
-                    if prediction.status == "error" and self.options.strict:
-                        raise ImageError(f"{prediction.reason} (stopped by --strict{self._kept_rows()})", source.name)
-                    rows.write(prediction)
-                    self._count(source, prediction, outputs)
-                    if self.images % _FLUSHED == 0:
+                for batch in self._answered(remaining):
+                    for source, prediction in batch:
+                        if prediction.status == "error" and self.options.strict:
+                            reason = f"{prediction.reason} (stopped by --strict{self._kept_rows()})"
+                            raise ImageError(reason, source.name)
+                        rows.write(prediction)
+                        self._count(source, prediction, outputs)
+                    if self.images >= flushed + _FLUSHED:
                         rows.flush()
+                        flushed = self.images
             except KeyboardInterrupt:
                 if not self.sources.is_live:  # a camera has no other end
                     raise
@@ -172,14 +175,14 @@ class _Prediction:
         self.resumed += 1
         self._count(source, prediction, outputs)
 
-    def _answered(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Prediction]]:
+    def _answered(self, sources: Iterator[Source]) -> Iterator[list[tuple[Source, Prediction]]]:
         count = self.sources.count
         n_left = None if count is None else count - self.resumed
         for answered in self.model.answers(sources, times=self.times, n_sources=n_left, is_live=self.sources.is_live):
             self._tally(answered)
             predictions = self.model.predictions(answered, self.top_k)
-            for source, prediction in zip(answered.sources, predictions, strict=True):
-                yield source, prediction.unless_below(self.options.min_confidence)
+            sure = [prediction.unless_below(self.options.min_confidence) for prediction in predictions]
+            yield list(zip(answered.sources, sure, strict=True))
 
     def _tally(self, answered: Answered) -> None:
         truths = [each.truth for each, reason in zip(answered.sources, answered.reasons, strict=True) if not reason]

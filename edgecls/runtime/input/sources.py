@@ -161,8 +161,10 @@ def _folder(root: Path, is_only: bool, classes: ClassNames) -> _Part:
             below = os.path.relpath(listing.folder, root) if is_only else listing.folder
             if listing.reason:
                 yield Source(Unreadable(below, listing.reason), below)
-            for name in listing.names:
-                yield Source(os.path.join(listing.folder, name), os.path.normpath(os.path.join(below, name)), truth)
+            folder, shown = (os.path.join(each, "") for each in (listing.folder, os.path.normpath(below)))
+            shown = "" if shown == os.path.join(os.curdir, "") else shown
+            for name in listing.names:  # joined once a folder: it took longer than reading a small picture
+                yield Source(folder + name, shown + name, truth)
 
     return _Part(each, count, passed_over.total())
 
