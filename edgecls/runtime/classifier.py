@@ -167,7 +167,7 @@ class Classifier:
         order = ranked(self.voting.scores(each), top_k)
         mean = self.voting.mean(each)
         votes = self._votes(each, order, mean) if len(each) > 1 else None
-        is_finite = np.isfinite(mean).all(axis=1).tolist()
+        is_finite: list[bool] = np.all(np.isfinite(mean), axis=1).tolist()
 
         def answer(row: int, name: str) -> Prediction:
             if not is_finite[row]:

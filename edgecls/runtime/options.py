@@ -75,7 +75,8 @@ class ClassifierOptions(Options):
         "auto", "What runs the model. auto takes the fastest here; cpu and cuda are ONNX Runtime."
     )  # fmt: skip
     batch_size: int | None = option(
-        None, "Batch size, counting each view as an image.", shown="32 on a GPU, 8 on a CPU; up to 64 there for small inputs", rule=at_least(1)
+        None, "Batch size, counting each view as an image.",
+        shown="32 on a GPU, 8 on a CPU; up to 64 there for small inputs", rule=at_least(1)
     )  # fmt: skip
     n_threads: int | None = None
     n_lanes: int | None = None

@@ -32,7 +32,6 @@ from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
-
 _SMALL_SECONDS: Final = 150e-6  # of CPU to load a picture; from there on two threads at once are no slower than one
 
 
@@ -254,9 +253,9 @@ class _LoadingTurns:
     """Whether workers load pictures at once, or one after another while the others infer.
 
     Loading a picture is ten short calls that each give up the interpreter lock and take it again. For a photo of 5 ms
-    that is nothing. A small picture takes 50 microseconds alone and 250 to 350 where a second thread does the same, since
-    each waits for the other at every call: 2,700 against 4,500 answers a second (benchmarks/small_pictures.py).
-    Turns are taken until pictures prove to be large. What counts is time on the CPU, which waiting does not change.
+    that is nothing. A small picture takes 50 microseconds alone and 250 to 350 where a second thread does the same,
+    since each waits for the other at every call. Turns are taken until pictures prove to be large. What counts is time
+    on the CPU, which waiting does not change.
     """
 
     def __init__(self) -> None:
