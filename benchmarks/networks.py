@@ -1,12 +1,13 @@
 """What the other benchmarks share: networks with random weights, folders of photos, taking turns, and worker processes.
 
-    EDGECLS_DATA=photos python benchmarks/networks.py [--cache FOLDER] [--ultralytics-python PYTHON]
+    EDGECLS_DATA=photos python benchmarks/networks.py [--cache FOLDER] [--size 224] [--ultralytics-python PYTHON]
 
 Makes the networks ahead of the benchmarks that need them, which otherwise do so themselves: torchvision's MobileNetV2
-at 224 pixels, adopted and exported to INT8; with the Python of an environment that has Ultralytics, yolo11n-cls at
-224 and 64 pixels too, adopted. Weights are random: speed does not depend on what a network has learnt. Batch-norm
-statistics are those of noise for MobileNetV2, so that values keep their scale; those of photos for yolo11n-cls, whose
-logits are centred and scaled too, so that photos get different labels. What is in FOLDER already is kept.
+at 224 or other pixels, adopted and exported to INT8; with the Python of an environment that has Ultralytics,
+yolo11n-cls at 224 and 64 pixels too, adopted. Weights are random: speed does not depend on what a network has learnt.
+Batch-norm statistics are those of noise for MobileNetV2, so that values keep their scale; those of photos for
+yolo11n-cls, whose logits are centred and scaled too, so that photos get different labels. What is in FOLDER already is
+kept.
 
 EDGECLS_DATA is a folder with `imagenet-photos/<class index>/*.JPEG`.
 """
@@ -75,6 +76,10 @@ def photos() -> list[Path]:
     return list(find_images(data_folder() / "imagenet-photos"))
 
 
+def small_pictures() -> list[Path]:
+    return list(find_images(data_folder() / "cifar10" / "test"))
+
+
 def link(files: Iterable[Path], folder: Path, n: int) -> list[Path]:
     """Fill a new flat folder with `n` links to the files, over and over; returns them, in the order of `predict`."""
     folder.mkdir(parents=True)
@@ -88,25 +93,30 @@ def link(files: Iterable[Path], folder: Path, n: int) -> list[Path]:
 # Networks
 
 
-def mobilenet_run(cache: Path = CACHE) -> Path:
+def mobilenet_run(cache: Path = CACHE, size: int = 224) -> Path:
     """The run of MobileNetV2 with its INT8 files; made in a process of its own, since that one imports PyTorch."""
-    run = cache / "mobilenet_v2"
+    run = cache / mobilenet_name(size)
     if not (run / "model.int8-cpu.onnx").exists():
-        subprocess.run([sys.executable, __file__, "--cache", str(cache)], check=True, stdout=sys.stderr)
+        command = [sys.executable, __file__, "--cache", str(cache), "--size", str(size)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
     return run
 
 
-def make_mobilenet(cache: Path) -> None:
+def mobilenet_name(size: int) -> str:
+    return "mobilenet_v2" if size == 224 else f"mobilenet_v2-{size}"
+
+
+def make_mobilenet(cache: Path, size: int) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         folder = Path(temporary)
-        write_mobilenet(folder / "mobilenet_v2.onnx")
+        write_mobilenet(folder / "mobilenet_v2.onnx", size)
         labels = folder / "labels.txt"
         labels.write_text("\n".join(f"{index:03d}" for index in range(1000)))  # as the class folders of the photos
         mean, std = IMAGENET
         adopt(folder / "mobilenet_v2.onnx", folder / "run", "--labels", labels, "--mean", *mean, "--std", *std)
         quantise(folder / "run")
-        shutil.move(folder / "run", cache / "mobilenet_v2")
+        shutil.move(folder / "run", cache / mobilenet_name(size))
 
 
 def quantise(run: Path) -> None:
@@ -121,7 +131,7 @@ def quantise(run: Path) -> None:
         edgecls("export", run, "--int8", *images, "--max-drop", 100, "--min-speedup", 0, "--method", "minmax")
 
 
-def write_mobilenet(file: Path) -> None:
+def write_mobilenet(file: Path, size: int) -> None:
     import torch
     import torchvision
 
@@ -129,8 +139,8 @@ def write_mobilenet(file: Path) -> None:
     network = torchvision.models.mobilenet_v2(weights=None).train()
     with torch.no_grad():
         for _ in range(3):
-            network(torch.randn(16, 3, 224, 224))
-    given = torch.zeros(2, 3, 224, 224)
+            network(torch.randn(16, 3, size, size))
+    given = torch.zeros(2, 3, size, size)
     free = {"x": {0: "n"}, "y": {0: "n"}}
     torch.onnx.export(
         network.eval(), (given,), str(file), dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=free
@@ -242,12 +252,14 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--size", type=int, default=224, help="of the input of MobileNetV2, in pixels")
     parser.add_argument("--ultralytics-python", type=Path)
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    if not (cache / "mobilenet_v2").exists():
-        make_mobilenet(cache)
-    print(cache / "mobilenet_v2")
+    run = cache / mobilenet_name(arguments.size)
+    if not run.exists():
+        make_mobilenet(cache, arguments.size)
+    print(run)
     if arguments.ultralytics_python:
         for size in (224, 64):
             print(*yolo_run(cache, arguments.ultralytics_python, size))

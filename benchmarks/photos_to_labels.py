@@ -1,11 +1,13 @@
 """From a folder of photos to labels: how close does `predict` come to what decoding and inference alone allow?
 
-    EDGECLS_DATA=photos python benchmarks/photos_to_labels.py [--model RUN] [--photos 1000] [--rounds 5]
+    EDGECLS_DATA=photos python benchmarks/photos_to_labels.py [--model RUN] [--photos 1000] [--rounds 5] [--small]
 
 MobileNetV2 at 224 px, INT8, random weights (or the INT8 file of RUN), on the photos of EDGECLS_DATA, linked until
-there are enough, files warm in the page cache. In turns, medians of the rounds:
+there are enough, files warm in the page cache; with --small at 64 px, on the 32-pixel JPEGs of CIFAR-10. In turns,
+medians of the rounds:
 
-* decoding alone: read, decode, resize and crop, on all cores;
+* decoding alone: read, decode, resize and crop, on all cores; and on one, times the cores, since threads that decode
+  small pictures wait for one another: the better counts;
 * inference alone with each CPU backend: all cores on one batch, or a batch a core; the better counts;
 * `predict` from the folder to a CSV;
 * the usual script, PIL + torchvision's transforms + ONNX Runtime with its default options on the same INT8 file,
@@ -34,7 +36,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from networks import CACHE, EDGECLS, Worker, arguments_of, in_rounds, link, medians, mobilenet_run, photos, speed_line
+from networks import (
+    CACHE,
+    EDGECLS,
+    Worker,
+    arguments_of,
+    in_rounds,
+    link,
+    medians,
+    mobilenet_run,
+    photos,
+    small_pictures,
+    speed_line,
+)
 
 from edgecls import images
 from edgecls.manifest import Preprocessing
@@ -44,7 +58,7 @@ from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.open_vino import OpenVinoBackend
 from edgecls.runtime.backends.protocol import Backend, BackendOptions
 from edgecls.runtime.backends.selection import version_of
-from edgecls.runtime.classifier import CPU_BATCH_SIZE
+from edgecls.runtime.classifier import cpu_batch_size
 from edgecls.runtime.options import ClassifierOptions, Device, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
 from edgecls.runtime.stages import peak_memory_mb
@@ -53,18 +67,22 @@ NAMES: dict[Device, str] = {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}
 RIVAL_BATCH = 32
 
 
-def decode_only(files: list[Path], preprocessing: Preprocessing) -> float:
+def decode_only(files: list[Path], preprocessing: Preprocessing, n_threads: int) -> float:
+    """Files a second of all cores, from that of `n_threads`."""
+
     def load(batch: list[Path]) -> None:
         for file in batch:
             images.load(file, preprocessing)
 
     started = time.perf_counter()
-    for _ in prefetch(load, batches(files, CPU_BATCH_SIZE), n_threads=n_cores(), ahead=2 * n_cores()):
+    for _ in prefetch(
+        load, batches(files, cpu_batch_size(preprocessing.size_hw)), n_threads=n_threads, ahead=2 * n_cores()
+    ):
         pass
-    return len(files) / (time.perf_counter() - started)
+    return len(files) / (time.perf_counter() - started) * n_cores() / n_threads
 
 
-def infer_only(backend: Backend, pixels: images.Pixels, n: int, size: int = CPU_BATCH_SIZE) -> float:
+def infer_only(backend: Backend, pixels: images.Pixels, n: int, size: int) -> float:
     """With every lane busy, batches of `size` of real photos, over and over until `n` are answered."""
     ready = list(np.split(pixels, range(size, len(pixels), size)))
     todo = list(islice(cycle(ready), -(-n // size)))
@@ -161,17 +179,19 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--small", action="store_true", help="CIFAR-10 at 64 px")
     parser.add_argument("--no-rival", action="store_true")
     parser.add_argument("--rival", nargs=2, metavar=("FILE", "FOLDER"), help="internal: be the other process")
     arguments = parser.parse_args()
     if arguments.rival:
         rival(*arguments.rival)
         return
-    file = (arguments.model or mobilenet_run(arguments.cache)).resolve() / MODEL_FILES["int8-cpu"]
+    run = arguments.model or mobilenet_run(arguments.cache.resolve(), 64 if arguments.small else 224)
+    file, pictures = run.resolve() / MODEL_FILES["int8-cpu"], small_pictures() if arguments.small else photos()
     devices = [device for device in NAMES if device != "openvino" or version_of("openvino")]
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder, out = Path(temporary) / "photos", Path(temporary) / "rows.csv"
-        links = link(photos(), folder, arguments.photos)
+        links = link(pictures, folder, arguments.photos)
         contenders: dict[str, Callable[[], float]] = {}
         preprocessing = None
         for device in devices:
@@ -180,10 +200,13 @@ def main() -> None:
                 backend = stack.enter_context(open_backend(file, BackendOptions(device, None, n_lanes)))
                 if preprocessing is None:
                     preprocessing = backend.manifest.preprocessing
-                    pixels = np.stack([images.load(path, preprocessing) for path in links[: 8 * CPU_BATCH_SIZE]])
-                    contenders["decode"] = partial(decode_only, links, preprocessing)
+                    size = cpu_batch_size(preprocessing.size_hw)
+                    pixels = np.stack([images.load(path, preprocessing) for path in links[: 8 * size]])
+                    for n_threads in sorted({1, n_cores()}):
+                        name = f"decode, {n_threads} threads"
+                        contenders[name] = partial(decode_only, links, preprocessing, n_threads)
                 name = f"infer, {NAMES[device]}, {n_lanes} x {n_cores() // n_lanes} threads"
-                contenders[name] = partial(infer_only, backend, pixels, arguments.photos)
+                contenders[name] = partial(infer_only, backend, pixels, arguments.photos, size)
             contenders[f"predict, {NAMES[device]}"] = partial(predict_folder, folder, file, device, out)
         rival_costs: dict[str, list[dict[str, float]]] = {"plain loop": [], "DataLoader": []}
         if not arguments.no_rival:
@@ -196,14 +219,15 @@ def main() -> None:
 
             contenders |= {f"PIL + torchvision + ORT, {way}": partial(ask, way) for way in rival_costs}
         speeds = in_rounds(contenders, arguments.rounds)
-        print(f"{file}: {arguments.photos} photos, {n_cores()} cores, batch {CPU_BATCH_SIZE}")
+        print(f"{file}: {arguments.photos} photos, {n_cores()} cores, batch {size}")
         for name, found in speeds.items():
             print(speed_line(name, found), flush=True)
         median = medians(speeds)
         rivals = {name: speed for name, speed in median.items() if name.startswith("PIL")}
         for device in devices:
             infer = max(speed for name, speed in median.items() if name.startswith(f"infer, {NAMES[device]}"))
-            bound, reached = 1 / (1 / median["decode"] + 1 / infer), median[f"predict, {NAMES[device]}"]
+            decode = max(speed for name, speed in median.items() if name.startswith("decode"))
+            bound, reached = 1 / (1 / decode + 1 / infer), median[f"predict, {NAMES[device]}"]
             print(f"\n{NAMES[device]}: bound {bound:,.0f} img/s, predict {reached:,.0f}: {reached / bound:.1%} of it")
             if rivals:
                 print(f"  {reached / max(rivals.values()):.2f} times {max(rivals, key=lambda name: rivals[name])}")

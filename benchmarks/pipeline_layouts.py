@@ -102,7 +102,7 @@ def main() -> None:
             many = stack.enter_context(open_backend(file, BackendOptions(device, None, n_cores())))
             one = stack.enter_context(open_backend(file, BackendOptions(device, None, 1)))
             preprocessing = one.manifest.preprocessing
-            contenders["decode"] = partial(decode_only, files, preprocessing)
+            contenders["decode"] = partial(decode_only, files, preprocessing, n_cores())
             pixels = stacked(files[: 4 * max(BATCHES)], preprocessing)
             for size in BATCHES:
                 for name, backend in (("a lane a core", many), ("one lane", one)):

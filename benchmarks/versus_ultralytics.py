@@ -38,6 +38,7 @@ from networks import (
     in_rounds,
     link,
     photos,
+    small_pictures,
     speed_line,
     ultralytics_environment,
     yolo_run,
@@ -45,7 +46,6 @@ from networks import (
 from PIL import Image
 
 from edgecls import images
-from edgecls.images import find_images
 from edgecls.prefetch import batches, n_cores
 from edgecls.runtime.backends.selection import version_of
 from edgecls.runtime.classifier import Classifier
@@ -159,7 +159,7 @@ def main() -> None:
     python = arguments.ultralytics_python.absolute()  # not resolved: the link is what makes it an environment
     how = (arguments.rounds, arguments.cache.resolve(), python)
     compare("photos", photos(), arguments.photos, 224, *how)
-    cifar = list(find_images(data_folder() / "cifar10" / "test"))
+    cifar = small_pictures()
     if not cifar:
         print(f"no images in {data_folder() / 'cifar10' / 'test'}: CIFAR-10 left out")
         return
