@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from edgecls.errors import ImageError
 
@@ -30,6 +30,7 @@ _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _MOST_JUNK: Final = 1 << 16  # bytes between segments; Pillow goes through them one by one
 _MOST_CHUNKS: Final = 100_000  # libpng writes 8 kB in each: 800 MB
 _ORIENTATION: Final = 274
+_FRAME: Final = struct.Struct(">xHHB")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def read_header(data: bytes) -> ImageHeader | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """The frame header of a JPEG: `blocks` is how many 8 x 8 blocks of coefficients it has."""
 
     height: int
@@ -94,8 +94,10 @@ def _jpeg(data: bytes) -> ImageHeader:
         found = _NEXT_MARKER.search(data, position)
         if not found:
             raise ImageError(f"truncated: the file ends inside its header, after {len(data):,} bytes")
-        marker, body = data[found.end() - 1], found.end()
-        junk += len(data[position : found.start()].rstrip(b"\xff"))  # 0xFF may fill up
+        body = found.end()
+        marker = data[body - 1]
+        if body > position + 2:
+            junk += len(data[position : found.start()].rstrip(b"\xff"))  # 0xFF may fill up
         if marker == _EOI:
             raise ImageError("damaged: a JPEG that ends before its picture begins")
         if marker in _BARE:
@@ -103,8 +105,7 @@ def _jpeg(data: bytes) -> ImageHeader:
             continue
         if body + 2 > len(data):
             raise ImageError(f"truncated: the file ends inside its header, after {len(data):,} bytes")
-        (length,) = struct.unpack_from(">H", data, body)
-        position = body + max(length, 2)
+        position = body + max(data[body] << 8 | data[body + 1], 2)
         if marker in _SOF:
             frame = _jpeg_frame(data, body, marker)
         elif marker == _APP1 and data[body + 2 : body + 8] == b"Exif\0\0":
@@ -132,11 +133,13 @@ def _jpeg(data: bytes) -> ImageHeader:
 
 
 def _jpeg_frame(data: bytes, body: int, marker: int) -> _Frame:
-    height, width, n_components = struct.unpack_from(">xHHB", data, body + 2)
-    factors = [divmod(data[body + 9 + 3 * index], 16) for index in range(n_components)]  # across and down
-    across, down = (max((*sides, 1)) for sides in zip((1, 1), *factors, strict=True))
+    height, width, n_components = _FRAME.unpack_from(data, body + 2)
+    across, down, blocks = 1, 1, 0
+    for factors in data[body + 9 : body + 9 + 3 * n_components : 3]:  # across in the upper four bits, down in the lower
+        across, down = max(across, factors >> 4), max(down, factors & 15)
+        blocks += (factors >> 4) * (factors & 15)
     units = -(-width // (8 * across)) * -(-height // (8 * down))
-    return _Frame(height, width, units * sum(h * v for h, v in factors), marker, n_components)
+    return _Frame(height, width, units * blocks, marker, n_components)
 
 
 def _ends_in_order(data: bytes, position: int) -> bool:
