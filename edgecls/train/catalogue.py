@@ -47,7 +47,7 @@ CATALOGUE: Final = (
     CataloguedNetwork("mobilenet_v3_large", 5.48, 217, 224, 75.27, _TORCHVISION, -0.2, _CIFAR_48),
     CataloguedNetwork("timm/mobilenetv4_conv_small", 3.77, 186, 224, 73.76, _TIMM, -0.2, _CIFAR_64),
     CataloguedNetwork("timm/mobilenetv4_conv_medium", 9.72, 828, 224, 79.09, _TIMM),
-    CataloguedNetwork("efficientnet_b0", 5.29, 386, 224, 77.69, _TORCHVISION, 0.85, _CIFAR_48),
+    CataloguedNetwork("efficientnet_b0", 5.29, 386, 224, 77.69, _TORCHVISION, 0.35, _CIFAR_48),
     CataloguedNetwork("timm/hgnetv2_b0", 6.00, 322, 224, 77.36, _TIMM),
     CataloguedNetwork("timm/repvit_m0_9", 5.10, 817, 224, 79.06, _TIMM),
     CataloguedNetwork("resnet18", 11.7, 1814, 224, 69.76, _TORCHVISION),

@@ -1,0 +1,50 @@
+"""How workers share the cores: who loads when, and how many pictures an inference takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecls.images import Pixels
+from edgecls.runtime import pipeline
+from edgecls.runtime.classifier import Classifier, cpu_batch_size
+from edgecls.runtime.pipeline import Frame, Picture, Source
+
+
+@pytest.mark.parametrize(("cpu_seconds", "most_at_once"), [(0.0, 1), (0.001, 2)])
+def test_small_pictures_are_loaded_one_worker_at_a_time_and_large_ones_at_once(
+    exported_run: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float, most_at_once: int
+) -> None:
+    loading: list[int] = []
+    counted, lock = [0], threading.Lock()
+
+    def load(worker: object, picture: Picture, into: Sequence[Pixels]) -> None:
+        with lock:
+            counted[0] += 1
+            loading.append(counted[0])
+        time.sleep(0.003)  # the others would come in meanwhile
+        ends = time.thread_time() + cpu_seconds
+        while time.thread_time() < ends:
+            pass
+        with lock:
+            counted[0] -= 1
+
+    monkeypatch.setattr(pipeline._Worker, "_load", load)
+    frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))
+    with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
+        answered = list(classifier.answers([Source.of(frame)] * 24))
+    assert sum(len(each.sources) for each in answered) == 24
+    assert max(loading) == most_at_once
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [((224, 224), 8), ((384, 384), 8), ((128, 128), 12), ((64, 64), 48), ((32, 32), 64), ((64, 256), 12)],
+)
+def test_the_batch_on_a_cpu_follows_the_size_of_the_input(size_hw: tuple[int, int], expected: int) -> None:
+    assert cpu_batch_size(size_hw) == expected
