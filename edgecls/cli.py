@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from edgecls import __version__
 from edgecls.bench.options import BenchOptions
+from edgecls.device.options import BundleOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
@@ -345,6 +346,18 @@ def bench(options: BenchOptions, as_json: AsJson = False) -> None:
         draw_bench(result, options.plot)
     if result.failed:
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(BundleOptions, arguments=("run",))
+def bundle(options: BundleOptions, as_json: AsJson = False) -> None:
+    """Put what a device needs of a run into one file, which every command takes in place of the run."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls.device.bundle import bundle as write
+    from edgecls.tables.made import bundled
+
+    result = write(options)
+    _show(console, as_json, result, lambda: [bundled(result)])
 
 
 @app.command()

@@ -17,6 +17,7 @@ from edgecls.options import Flag, flag_name, flags_of, from_flat, read_flat, wit
 _Options = TypeVar("_Options")
 _FILE: Final = "options_file"
 _GIVEN: Final = "given"
+_SHORT: Final = {"out": ("-o",)}  # as compilers have it
 _IN_WORDS: Final[dict[type, str]] = {int: "whole numbers", float: "numbers"}
 
 
@@ -90,7 +91,8 @@ def _parameter(flag: Flag, is_argument: bool) -> inspect.Parameter:
         told = typer.Argument(metavar=flag.name.upper() if flag.repeat else None, **shown)
     else:
         panel = flag.panel if flag.part else None
-        told = typer.Option(flag_name(flag.name), metavar=metavar, rich_help_panel=panel, **shown)
+        names = [flag_name(flag.name), *_SHORT.get(flag.name, ())]
+        told = typer.Option(*names, metavar=metavar, rich_help_panel=panel, **shown)
     annotation = Annotated[Optional[kind] if optional else kind, told]  # type: ignore[valid-type]
     default = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

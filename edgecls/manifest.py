@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cached_property
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from edgecls import __version__
@@ -169,6 +170,19 @@ class Manifest:
             return _strict(cls, {**_told_by_training(values.get("training")), **values})
         except (TypeError, RunError) as error:
             raise RunError(f"{source}: damaged manifest: {error}; {CURE}") from error
+
+
+def without_places(values: Any) -> Any:
+    """JSON values with the last part alone of every absolute path in them: where it lies is nobody else's business."""
+    if isinstance(values, Mapping):
+        return {name: without_places(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_places(value) for value in values]
+    if isinstance(values, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(values).is_absolute():
+                return kind(values).name
+    return values
 
 
 def _told_by_training(training: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
+from edgecls.bundles import is_bundle, unpacked
 from edgecls.errors import RunError
 from edgecls.manifest import CURE as MANIFEST_CURE
 from edgecls.manifest import Manifest, Precision
@@ -266,8 +267,10 @@ def point_latest_at(folder: Path) -> None:
 def find_model(name: str | Path) -> Path:
     """The run folder or model file that the user means by `name`; `latest` is the newest run.
 
+    A bundle is its run folder in the user's cache.
+
     Raises:
-        RunError: nothing there.
+        RunError: nothing there, or a bundle that was changed.
     """
     path = Path(name)
     if str(name) == LATEST and not path.exists():
@@ -280,6 +283,8 @@ def find_model(name: str | Path) -> Path:
     if not path.exists():
         raise RunError(f"{name}: no such run folder or model file; `{LATEST}` names the newest run in ./{RUNS}")
     path = path.resolve() if path.is_symlink() else path
+    if is_bundle(path):
+        return unpacked(path)
     finish(path if path.is_dir() else path.parent)
     return path
 
@@ -291,6 +296,7 @@ def members_of(name: str | Path) -> list[str | Path]:
         RunError: the list of the members is damaged, or a run that it names is not there.
     """
     folder = RUNS / LATEST if str(name) == LATEST and not Path(name).exists() else Path(name)
+    folder = unpacked(folder) if is_bundle(folder) else folder
     path = folder / ENSEMBLE
     if not path.is_file():
         return [name]

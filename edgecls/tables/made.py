@@ -1,4 +1,4 @@
-"""What `edgecls pretrained`, `edgecls adopt` and `edgecls engine` print of what they made."""
+"""What `edgecls pretrained`, `edgecls adopt`, `edgecls engine` and `edgecls bundle` print of what they made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.table import Table
 from edgecls.tables.common import PRECISION_NAMES, described, facts_table
 
 if TYPE_CHECKING:
+    from edgecls.device.bundle import BundleResult
     from edgecls.export.adopt.run import AdoptResult
     from edgecls.export.engine import EngineResult
     from edgecls.train.networks.pretrained import PretrainedResult
@@ -50,4 +51,15 @@ def built(result: EngineResult) -> Table:
     facts.add_row("batches", f"{record.batch.min} to {record.batch.max}, fastest at {record.batch.opt}")
     facts.add_row("runs on", record.runs_on)
     facts.add_row("built by", f"{record.flavour} {record.tensorrt}")
+    return facts
+
+
+def bundled(result: BundleResult) -> Table:
+    facts = facts_table("Bundle")
+    for name, size in sorted(result.sizes.items(), key=lambda item: -item[1]):
+        facts.add_row(name, f"{size / 1e6:,.2f} MB")
+    for name in result.left_out:
+        facts.add_row(name, "left out: it missed the gate")
+    facts.add_row("file", f"{result.file}, {result.bytes / 1e6:,.2f} MB")
+    facts.add_row("next", f"on the device: edgecls predict PHOTOS --model {result.file.name}")
     return facts

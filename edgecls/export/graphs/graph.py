@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import onnx
 from onnx import helper
 
-from edgecls.manifest import METADATA_KEY, Manifest
+from edgecls.manifest import METADATA_KEY, Manifest, without_places
 
 OPSET: Final = 20  # the highest that TensorRT 10.3 (JetPack 6) reads; FP16 scales in Q/DQ need 19
 
@@ -24,7 +25,11 @@ def needs_onnx_runtime(graph: onnx.ModelProto) -> bool:
 
 
 def embed_manifest(graph: onnx.ModelProto, manifest: Manifest) -> None:
-    """Put the manifest into the file's metadata, in place of the one that may be there."""
+    """Put the manifest into the file's metadata, in place of the one that may be there.
+
+    The file travels, so where the training data lay stays at home.
+    """
+    manifest = replace(manifest, training=without_places(manifest.training))
     kept = [entry for entry in graph.metadata_props if entry.key != METADATA_KEY]
     del graph.metadata_props[:]
     graph.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from edgecls.cache import cache_folder
 from edgecls.errors import EdgeclsError, MissingExtra, OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.manifest import Precision
@@ -344,7 +344,7 @@ def version_of(package: str) -> str:
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecls" / "speeds.json"
+    return cache_folder() / "speeds.json"
 
 
 def _read_cache() -> dict[str, Any]:
