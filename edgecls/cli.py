@@ -253,7 +253,9 @@ def predict(options: PredictOptions, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(run: Annotated[str, typer.Argument(help="A run folder.")] = "latest", as_json: AsJson = False) -> None:
+def verify(
+    run: Annotated[str, typer.Argument(help="A run folder or a bundle.")] = "latest", as_json: AsJson = False
+) -> None:
     """Compare every model file of a run with its golden answers, on every backend here. The exit code is 1 where one differs."""
     console = _console(data_on_stdout=as_json)
     from edgecls.export.judge.verify import verify as verify_run

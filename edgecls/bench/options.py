@@ -26,7 +26,7 @@ class BenchOptions(Options):
         plot: will be drawn by the caller; here it is only made sure that it can be.
     """
 
-    model: str = option(LATEST, "A run folder, an ONNX file or an engine.")
+    model: str = option(LATEST, "A run folder, a bundle, an ONNX file or an engine.")
     batch_sizes: tuple[int, ...] = option((1, 4, 16, 64), "Batch sizes to measure, with commas.", rule=_SIZES)
     precisions: tuple[AskedPrecision, ...] = option(
         ("auto",), "Precision to measure. Repeat the flag for several; auto takes all that the device is meant for.",

@@ -62,7 +62,8 @@ class EvaluateOptions(Options):
     """
 
     model: str = option(
-        LATEST, "A run folder, an ensemble of folds, an ONNX file or an engine. Several with + between them vote."
+        LATEST,
+        "A run folder, an ensemble of folds, a bundle, an ONNX file or an engine. Several with + between them vote.",
     )
     data: Path | None = option(
         None, _DATA_HELP, shown="the run's own test images, or its validation images where it has none"

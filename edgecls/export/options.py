@@ -116,7 +116,7 @@ class EngineOptions(Options):
 class BuildOptions(Options):
     """All options of `edgecls engine`."""
 
-    model: str = option(LATEST, "A run folder or an ONNX file.")
+    model: str = option(LATEST, "A run folder, a bundle or an ONNX file.")
     precision: AskedPrecision = option(
         "auto", "Precision of the engine. auto takes the best that passed the gate of export."
     )

@@ -214,7 +214,7 @@ class PredictOptions(Options):
         "or a GStreamer pipeline).", flag="source", repeat=True,
     )  # fmt: skip
     models: tuple[str, ...] = option(
-        (LATEST,), "A run folder, an ONNX file or an engine. Repeat the flag to let several models vote.",
+        (LATEST,), "A run folder, a bundle, an ONNX file or an engine. Repeat the flag to let several models vote.",
         flag="model", repeat=True,
     )  # fmt: skip
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
