@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from edgecls.bundles import SUFFIX, write_bundle
+from edgecls.bundles import SUFFIX, is_bundle, write_bundle
 from edgecls.device.options import BundleOptions
 from edgecls.errors import RunError
 from edgecls.manifest import Manifest, without_places
@@ -66,6 +66,8 @@ def bundle(options: BundleOptions) -> BundleResult:
         RunError: no such run, never exported, a file that is not the one that was measured, or `out` cannot be written.
     """
     root = find_model(options.run)
+    if is_bundle(Path(options.run)):
+        raise RunError(f"{options.run} is a bundle already; copy it, or name the run folder that it was made of")
     if not root.is_dir():
         raise RunError(f"{options.run} is a file; expected a run folder, as edgecls train makes it")
     file = options.out or Path(f"{root.resolve().name}{SUFFIX}")

@@ -73,6 +73,11 @@ def test_verify_hashes_every_file_of_a_bundle(bundled: Path) -> None:
     assert verify(str(bundled)).verdict == "failed"
 
 
+def test_a_bundle_of_a_bundle_is_refused(bundled: Path) -> None:
+    with pytest.raises(RunError, match="is a bundle already"):
+        bundle(BundleOptions(str(bundled)))
+
+
 def test_the_same_run_gives_the_same_bytes(exported_run: Path, tmp_path: Path, bundled: Path) -> None:
     copy = Path(shutil.copytree(exported_run, tmp_path / "elsewhere"))
     for path in copy.rglob("*"):
@@ -118,6 +123,10 @@ def test_what_cannot_be_bundled(exported_run: Path, tmp_path: Path, monkeypatch:
         bundle(BundleOptions(str(run)))
     with pytest.raises(RunError, match="expected a run folder"):
         bundle(BundleOptions(str(run / "model.onnx")))
+    (tmp_path / "b.edgecls").write_bytes(b"")
+    with pytest.raises(RunError, match="not a bundle, or damaged"):
+        bundle(BundleOptions("b.edgecls"))
+    (tmp_path / "b.edgecls").unlink()
     with pytest.raises(OptionError, match=r"expected a file name that ends in .edgecls"):
         BundleOptions(str(run), Path("b.zip"))
     assert not list(tmp_path.glob("*.edgecls"))
