@@ -87,7 +87,9 @@ def unpacked(path: Path) -> Path:
             key: str = _digest(stream).hexdigest()[:32]
         folder = cache_folder() / "bundles" / key
         if folder.is_dir():
-            return folder
+            if _is_whole(path, folder):
+                return folder
+            shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
             _unpack(path, Path(temporary) / "run")
@@ -99,6 +101,13 @@ def unpacked(path: Path) -> Path:
     except OSError as error:
         raise RunError(f"{path}: cannot be unpacked into {cache_folder()}: {error.strerror or error}") from error
     return folder
+
+
+def _is_whole(path: Path, folder: Path) -> bool:
+    """Whether nobody has taken files out of the cache, or cut them; what is in them is for `verify` to tell."""
+    with zipfile.ZipFile(path) as archive:
+        files = [(folder / info.filename, info.file_size) for info in archive.infolist() if info.filename != _INDEX]
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
 def _unpack(path: Path, folder: Path) -> None:

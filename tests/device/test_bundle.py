@@ -69,8 +69,17 @@ def test_verify_hashes_every_file_of_a_bundle(bundled: Path) -> None:
     result = verify(str(bundled))
     assert (result.verdict, result.changed) == ("passed", ())
     assert {check.file for check in result.checks} >= {"model.onnx", "model.int8-cpu.onnx"}
-    (find_model(bundled) / "model.int8-cpu.onnx").write_bytes(b"another")
+    model = find_model(bundled) / "model.int8-cpu.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert verify(str(bundled)).verdict == "failed"
+
+
+def test_files_that_were_taken_out_of_the_cache_are_put_back(bundled: Path) -> None:
+    before = contents(find_model(bundled))
+    (find_model(bundled) / "model.onnx").unlink()
+    (find_model(bundled) / "golden.npz").write_bytes(b"cut")
+    assert contents(find_model(bundled)) == before
 
 
 def test_a_bundle_of_a_bundle_is_refused(bundled: Path) -> None:
