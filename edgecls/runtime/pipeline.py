@@ -32,7 +32,8 @@ from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
-_SMALL_SECONDS: Final = 150e-6  # of CPU to load a picture; from there on two threads at once are no slower than one
+_SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
+_SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,8 @@ class _LoadingTurns:
 
     Loading a picture is ten short calls that each give up the interpreter lock and take it again. For a photo of 5 ms
     that is nothing. A small picture takes 50 microseconds alone and 250 to 350 where a second thread does the same,
-    since each waits for the other at every call. Turns are taken until pictures prove to be large. What counts is time
-    on the CPU, which waiting does not change.
+    since each waits for the other at every call. Turns are taken until pictures prove to be large, by their time on the
+    CPU, which waiting does not change; or to come from a slow disk, which several workers had better wait for at once.
     """
 
     def __init__(self) -> None:
@@ -266,9 +267,10 @@ class _LoadingTurns:
     def for_pictures(self, n: int) -> Iterator[None]:
         """Load `n` pictures inside."""
         with self._lock if self._are_small else nullcontext():
-            started = time.thread_time()
+            started, cpu = time.perf_counter(), time.thread_time()
             yield
-            self._are_small = time.thread_time() - started < n * _SMALL_SECONDS
+            cpu, seconds = time.thread_time() - cpu, time.perf_counter() - started
+            self._are_small = cpu < n * _SMALL_CPU_SECONDS and seconds < n * _SMALL_SECONDS
 
 
 def _closest(own: Preprocessing, views: Sequence[View]) -> Preprocessing:

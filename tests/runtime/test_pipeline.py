@@ -16,9 +16,16 @@ from edgecls.runtime.classifier import Classifier, cpu_batch_size
 from edgecls.runtime.pipeline import Frame, Picture, Source
 
 
-@pytest.mark.parametrize(("cpu_seconds", "most_at_once"), [(0.0, 1), (0.001, 2)])
-def test_small_pictures_are_loaded_one_worker_at_a_time_and_large_ones_at_once(
-    exported_run: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float, most_at_once: int
+@pytest.mark.parametrize(
+    ("cpu_seconds", "small_seconds", "most_at_once"),
+    [
+        pytest.param(0.0, 10.0, 1, id="small"),  # by the CPU alone: a busy machine takes its time
+        pytest.param(0.001, 10.0, 2, id="large"),
+        pytest.param(0.0, pipeline._SMALL_SECONDS, 2, id="small ones on a slow disk"),
+    ],
+)
+def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
+    exported_run: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float, small_seconds: float, most_at_once: int
 ) -> None:
     loading: list[int] = []
     counted, lock = [0], threading.Lock()
@@ -35,6 +42,7 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_large_ones_at_once(
             counted[0] -= 1
 
     monkeypatch.setattr(pipeline._Worker, "_load", load)
+    monkeypatch.setattr(pipeline, "_SMALL_SECONDS", small_seconds)
     frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))
     with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
         answered = list(classifier.answers([Source.of(frame)] * 24))
