@@ -28,7 +28,7 @@ from edgecls.train.kinds.record import repeatable, write_recipe
 from edgecls.train.kinds.result import TrainResult
 from edgecls.train.kinds.single import seed_all, train_single
 from edgecls.train.kinds.start import Start, start_of
-from edgecls.train.machine import keep_freed_memory, rank
+from edgecls.train.machine import keep_freed_memory, leave_the_others, rank
 from edgecls.train.options import TrainOptions
 from edgecls.train.preflight import open_for, options_of_run
 from edgecls.train.progress import Listener
@@ -113,6 +113,7 @@ def _train_in(
         start = start_of(options, dataset)
         decoded = _decoded(options, start, listener)
         result = train_single(options, start, decoded, folder, listener, deadline=deadline)
+    leave_the_others()
     if is_leader:
         point_latest_at(folder)
         if isinstance(result, FoldsResult) or not result.is_interrupted:
