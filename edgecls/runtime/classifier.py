@@ -83,7 +83,7 @@ class Classifier:
         tie_break: str = PROBABILITY,
         on_note: Callable[[str], None] = lambda line: None,
     ) -> Classifier:
-        """Open a run folder (`latest`: the newest), a lone ONNX file or an engine, or several of them that vote.
+        """Open a run folder (`latest`: the newest), a bundle, a lone ONNX file or an engine; or several, which vote.
 
         Args:
             precision, device, batch_size, n_threads, n_lanes: as in `ClassifierOptions`, for every model.
