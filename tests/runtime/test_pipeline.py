@@ -17,15 +17,16 @@ from edgecls.runtime.pipeline import Frame, Picture, Source
 
 
 @pytest.mark.parametrize(
-    ("cpu_seconds", "small_seconds", "most_at_once"),
+    ("limits", "cpu_seconds", "most_at_once"),
     [
-        pytest.param(0.0, 10.0, 1, id="small"),  # by the CPU alone: a busy machine takes its time
-        pytest.param(0.001, 10.0, 2, id="large"),
-        pytest.param(0.0, pipeline._SMALL_SECONDS, 2, id="small ones on a slow disk"),
+        # a busy machine takes its time, so only the limit that is to be passed has its own value
+        pytest.param({"_SMALL_CPU_SECONDS": 10, "_SMALL_SECONDS": 10}, 0.0, 1, id="small"),
+        pytest.param({"_SMALL_SECONDS": 10}, 0.001, 2, id="large"),
+        pytest.param({"_SMALL_CPU_SECONDS": 10}, 0.0, 2, id="small ones on a slow disk"),
     ],
 )
 def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
-    exported_run: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float, small_seconds: float, most_at_once: int
+    exported_run: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], cpu_seconds: float, most_at_once: int
 ) -> None:
     loading: list[int] = []
     counted, lock = [0], threading.Lock()
@@ -42,7 +43,8 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
             counted[0] -= 1
 
     monkeypatch.setattr(pipeline._Worker, "_load", load)
-    monkeypatch.setattr(pipeline, "_SMALL_SECONDS", small_seconds)
+    for name, seconds in limits.items():
+        monkeypatch.setattr(pipeline, name, seconds)
     frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))
     with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
         answered = list(classifier.answers([Source.of(frame)] * 24))
