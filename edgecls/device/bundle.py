@@ -119,9 +119,8 @@ def _missed(folder: Path) -> list[str]:
 def _report(file: Path, manifest: Manifest) -> bytes:
     """The page, with the names of the folders that it was made from and not where they lie."""
     page = file.read_text(encoding="utf-8")
-    places = [
-        value for value in manifest.training.values() if isinstance(value, str) and without_places(value) != value
-    ]
+    texts = [value for value in manifest.training.values() if isinstance(value, str)]
+    places = [text for text in texts if without_places(text) not in (text, "")]  # the root has no name to put there
     for place in sorted(places, key=len, reverse=True):
         page = page.replace(place, without_places(place))
     return page.encode()
