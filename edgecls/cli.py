@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from edgecls import __version__
 from edgecls.bench.options import BenchOptions
-from edgecls.device.options import BundleOptions
+from edgecls.device.options import BundleOptions, DoctorOptions
 from edgecls.errors import EdgeclsError, Interrupted, MissingExtra, OptionError
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
@@ -360,6 +360,20 @@ def bundle(options: BundleOptions, as_json: AsJson = False) -> None:
 
     result = write(options)
     _show(console, as_json, result, lambda: [bundled(result)])
+
+
+@app.command()
+@flags(DoctorOptions, arguments=("model",))
+def doctor(options: DoctorOptions, as_json: AsJson = False) -> None:
+    """Look at this machine: what can run a model, what is missing and how to mend it, and whether it is as fast as it should be. The exit code is 1 where nothing can run."""
+    console = _console(data_on_stdout=as_json)
+    from edgecls.device.doctor import doctor as examine
+    from edgecls.tables.doctor import examined
+
+    result = examine(options, on_step=lambda line: console.print(line, style="dim", markup=False))
+    _show(console, as_json, result, lambda: examined(result))
+    if result.verdict == "not ready":
+        raise typer.Exit(EXIT_ERROR)
 
 
 @app.command()

@@ -19,7 +19,14 @@ _ARM_CORES: Final = {
     (0x41, 0xD03): "Cortex-A53", (0x41, 0xD05): "Cortex-A55", (0x41, 0xD07): "Cortex-A57", (0x41, 0xD08): "Cortex-A72",
     (0x41, 0xD0B): "Cortex-A76", (0x41, 0xD0C): "Neoverse-N1", (0x41, 0xD40): "Neoverse-V1",
     (0x41, 0xD42): "Cortex-A78AE", (0x41, 0xD49): "Neoverse-N2", (0x41, 0xD4F): "Neoverse-V2",
+    (0x41, 0xD83): "Neoverse-V3AE",
     (0x4E, 0x003): "NVIDIA Denver 2", (0x4E, 0x004): "NVIDIA Carmel",
+}  # fmt: skip
+# Units of 128 bits that multiply and add: one in the first four, two in the others, four in the V cores (Arm's
+# Software Optimization Guides)
+_ARM_FLOPS: Final = {
+    "Cortex-A53": 8, "Cortex-A55": 8, "Cortex-A57": 8, "Cortex-A72": 8, "Cortex-A76": 16, "Cortex-A78AE": 16,
+    "Neoverse-N1": 16, "Neoverse-N2": 16, "Neoverse-V1": 32, "Neoverse-V2": 32, "Neoverse-V3AE": 32,
 }  # fmt: skip
 
 
@@ -48,6 +55,19 @@ def cpu_features(root: Path = ROOT) -> tuple[str, ...]:
     line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(root), re.MULTILINE)
     has = set(line[1].split()) if line else set()
     return tuple(feature for feature in _FEATURES if feature in has)
+
+
+def core_flops(name: str, features: tuple[str, ...]) -> int | None:
+    """Float32 operations in a cycle of one core, a product and its sum being two; None where it is not known.
+
+    Two vector units are what x86 with AVX2 has since Haswell and Zen 2. Some with AVX-512 have twice as much.
+
+    Args:
+        name, features: as `cpu_name` and `cpu_features` give them; of cores of several kinds the fastest counts.
+    """
+    if "avx2" in features:
+        return 32
+    return max((_ARM_FLOPS.get(core, 0) for core in name.split(" + ")), default=0) or None
 
 
 def n_processors(root: Path = ROOT) -> int:

@@ -1,4 +1,4 @@
-"""What to bundle: `--help` needs no NumPy for it."""
+"""The options of the device's commands: `--help` needs no NumPy for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgecls.bundles import SUFFIX
 from edgecls.errors import OptionError
-from edgecls.options import Options, option
+from edgecls.options import Options, between, option
 from edgecls.runs import LATEST
 
 
@@ -22,3 +22,15 @@ class BundleOptions(Options):
         super().__post_init__()
         if self.out and self.out.suffix != SUFFIX:
             raise OptionError(f"--out {self.out}: expected a file name that ends in {SUFFIX}")
+
+
+@dataclass(frozen=True)
+class DoctorOptions(Options):
+    """All options of `edgecls doctor`."""
+
+    model: str | None = option(
+        None,
+        "A run folder, a bundle or a model file that this machine is to run.",
+        shown="the machine alone is looked at",
+    )
+    seconds: float = option(10.0, "How long to measure for; 0 measures nothing.", rule=between(0, 600))

@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edgecls.errors import MissingExtra, OptionError, RunError
+
+NO_CUDA_BINDING: Final = "neither cuda-bindings nor PyCUDA is installed"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,31 @@ class Gpu:
 def find_gpu() -> Gpu | None:
     """The GPU of this machine, or None where there is no GPU, no driver or no binding. Never raises."""
     return _by_cuda_bindings() or _by_pycuda()
+
+
+def why_no_gpu() -> str:
+    """Why `find_gpu` finds none, in words that follow "because". Never raises."""
+    try:
+        runtime = importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        return _why_pycuda_finds_none()
+    try:
+        code, _ = runtime.cudaGetDeviceCount()
+        name = runtime.cudaGetErrorName(code)[1].decode(errors="replace") if int(code) else ""
+    except RuntimeError as error:  # the binding found no driver library
+        return " ".join(str(error).split())
+    return f"CUDA answers with error {int(code)} ({name})" if name else "CUDA knows of no GPU"
+
+
+def _why_pycuda_finds_none() -> str:
+    try:
+        driver = importlib.import_module("pycuda.driver")
+        driver.init()
+    except ImportError:
+        return NO_CUDA_BINDING
+    except Exception as error:  # its own classes
+        return f"PyCUDA says: {error}"
+    return "CUDA knows of no GPU"
 
 
 def _by_cuda_bindings() -> Gpu | None:
