@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from edgecls import cli
 from edgecls.bench.options import BenchOptions
+from edgecls.device.options import BundleOptions, DoctorOptions
 from edgecls.errors import OptionError
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import CompareOptions, EvaluateOptions
@@ -41,6 +42,8 @@ OF_COMMANDS: list[Any] = [
     EvaluateOptions(),
     CompareOptions(("runs",)),
     ModelsOptions(),
+    BundleOptions(),
+    DoctorOptions(),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 
