@@ -218,12 +218,12 @@ def export(options: ExportOptions, as_json: AsJson = False) -> None:
 @app.command()
 @flags(BuildOptions, arguments=("model",))
 def engine(options: BuildOptions, as_json: AsJson = False) -> None:
-    """Build a TensorRT engine on the device that will run it."""
+    """Build a TensorRT engine on the device that will run it. Where no precision is named, INT8 and FP16 are tried, and the faster one is kept."""
     console = _console(data_on_stdout=as_json)
-    from edgecls.export.engine import build
+    from edgecls.export.engine_choice import choose_engine
     from edgecls.tables.made import built
 
-    result = build(options, on_step=console.print)
+    result = choose_engine(options, on_step=lambda line: console.print(line, markup=False))
     _show(console, as_json, result, lambda: [built(result)])
 
 
@@ -237,6 +237,13 @@ def predict(options: PredictOptions, as_json: AsJson = False) -> None:
     if "-" in options.sources:
         expect_open(sys.stdin, "standard input", "- reads a list of images from it")
     console = _console(data_on_stdout=as_json or to_stdout)
+    how = options.classifier
+    if how.device == "tensorrt":
+        from edgecls.export.engine_choice import first_start
+
+        told = _progress_console()
+        for model in options.models:
+            first_start(model, how.precision, how.batch_size, on_step=lambda line: told.print(line, markup=False))
     from edgecls.runtime.predict import predict as answer
     from edgecls.tables.predict import predicted
     from edgecls.tables.progress import progress_on

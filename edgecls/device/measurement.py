@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +18,11 @@ from edgecls.prefetch import n_cores
 from edgecls.runs import GOLDEN, Run
 from edgecls.runtime.backends.belonging import answers_as
 from edgecls.runtime.backends.protocol import Backend, BackendOptions, noise
-from edgecls.runtime.backends.selection import Candidate, select
+from edgecls.runtime.backends.selection import images_per_second, select
 
-_SHARES: Final = {"one core": 0.2, "all cores": 0.5, "model": 0.3}  # of the seconds
+_SHARES: Final = {"one core": 0.2, "all cores": 0.5, "model": 0.2}  # of the seconds
 _TOGETHER: Final = 0.6  # of a core's speed that each keeps while all work: hyper-threads share what they have
 _STEADY: Final = 0.85  # of the first second's speed that the last one has
-_BATCH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,13 @@ def measure_model(path: Path, seconds: float) -> ModelSpeed:
         backend.infer(one)
         first_ms = 1000 * (time.perf_counter() - start)
         right = _answers_right(path, backend)
-        latencies = _times(backend, one, seconds * _SHARES["model"] / 2)
+        latencies = _times(backend, one, seconds * _SHARES["model"])
+    lanes = n_cores() if candidate.device in ("cpu", "openvino") else 2  # one copies while the other is on the GPU
+    with candidate.open(BackendOptions(candidate.device, n_lanes=lanes)) as backend:
+        speed = images_per_second(backend)
     return ModelSpeed(
         candidate.file.name, candidate.device, right, first_ms, 1000 * statistics.median(latencies),
-        _images_per_second(candidate, seconds * _SHARES["model"] / 2),
+        speed,
     )  # fmt: skip
 
 
@@ -147,16 +148,3 @@ def _times(backend: Backend, images: Any, seconds: float) -> Sequence[float]:
         backend.infer(images)
         found.append(time.perf_counter() - start)
     return found
-
-
-def _images_per_second(candidate: Candidate, seconds: float) -> float:
-    lanes = n_cores() if candidate.device in ("cpu", "openvino") else 2  # one copies while the other is on the GPU
-    with (
-        candidate.open(BackendOptions(candidate.device, n_lanes=lanes)) as backend,
-        ThreadPoolExecutor(lanes) as pool,
-    ):
-        batch = noise(_BATCH, backend.manifest)
-        backend.infer(batch)
-        start = time.perf_counter()
-        calls = sum(len(times) for times in pool.map(lambda _: _times(backend, batch, seconds), range(lanes)))
-        return calls * _BATCH / (time.perf_counter() - start)

@@ -11,7 +11,7 @@ from edgecls.tables.common import PRECISION_NAMES, described, facts_table
 if TYPE_CHECKING:
     from edgecls.device.bundle import BundleResult
     from edgecls.export.adopt.run import AdoptResult
-    from edgecls.export.engine import EngineResult
+    from edgecls.export.engine_choice import EngineChoice
     from edgecls.train.networks.pretrained import PretrainedResult
 
 
@@ -42,7 +42,8 @@ def adopted(result: AdoptResult) -> Table:
     return facts
 
 
-def built(result: EngineResult) -> Table:
+def built(choice: EngineChoice) -> Table:
+    result = choice.kept
     facts, record = facts_table("Engine"), result.record
     facts.add_row("file", str(result.file))
     facts.add_row("state", "as built before: nothing changed" if result.reused else f"built in {result.seconds:.1f} s")
@@ -51,6 +52,11 @@ def built(result: EngineResult) -> Table:
     facts.add_row("batches", f"{record.batch.min} to {record.batch.max}, fastest at {record.batch.opt}")
     facts.add_row("runs on", record.runs_on)
     facts.add_row("built by", f"{record.flavour} {record.tensorrt}")
+    for each in choice.judged:
+        facts.add_row(
+            PRECISION_NAMES[each.precision],
+            each.reason or f"{each.images_per_second:,.0f} img/s, and the golden answers",
+        )
     return facts
 
 

@@ -148,7 +148,7 @@ def _on_device(path: Path, precision: AskedPrecision, device: Device, on_note: C
         return Candidate(_file_without_overflow(path, precision, on_note), device)
     if is_engine or device != "tensorrt":
         return Candidate(_file_for(path, precision, device), device)
-    engine = _engine_of(path, precision) if path.is_dir() else None
+    engine = engine_of(path, precision) if path.is_dir() else None
     if engine:
         return Candidate(engine, device)
     if "tensorrt" in onnxruntime_devices():
@@ -190,7 +190,7 @@ def _candidates(path: Path, precision: AskedPrecision) -> Iterator[Candidate]:
         yield Candidate(for_openvino, "openvino")
     if "cuda" in in_onnxruntime:
         yield Candidate(_file_for(path, precision, "cuda"), "cuda")
-    engine = _engine_of(path, precision) if path.is_dir() else None
+    engine = engine_of(path, precision) if path.is_dir() else None
     if engine:
         yield Candidate(engine, "tensorrt")
 
@@ -208,7 +208,12 @@ def _precision_of(file: Path) -> Precision:
     return PRECISION_OF.get(file.name) or manifest_of_file(file).precision
 
 
-def _engine_of(run: Path, precision: AskedPrecision) -> Path | None:
+def engine_of(run: Path, precision: AskedPrecision) -> Path | None:
+    """The engine of a run folder that this machine can load, if there is one; with `auto` of the best precision.
+
+    Raises:
+        RunError: the run's export.json is damaged.
+    """
     if not (run / ENGINES).is_dir():
         return None
     measured = ExportRecord.read(run)
@@ -293,7 +298,7 @@ def _timed(
                 if golden and not answers_as(golden, backend):
                     on_note(f"{candidate}: answers the run's golden images otherwise than its checkpoint: not used")
                     continue
-                speeds[str(candidate)] = round(_images_per_second(backend), 1)
+                speeds[str(candidate)] = round(images_per_second(backend), 1)
         except EdgeclsError as error:
             first = first or error
             on_note(f"{candidate}: {error}: not used")
@@ -308,7 +313,7 @@ def _golden_of(path: Path) -> Golden | None:
     return Golden.of(Run(path)) if path.is_dir() and (path / GOLDEN).is_file() else None
 
 
-def _images_per_second(backend: Backend) -> float:
+def images_per_second(backend: Backend) -> float:
     """Of inference alone, with every lane busy."""
     batch = noise(_N_TIMED, backend.manifest)
 

@@ -47,7 +47,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(backend.name)
         return float(len(backend.name))
 
-    monkeypatch.setattr(selection, "_images_per_second", speed)
+    monkeypatch.setattr(selection, "images_per_second", speed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return names
 
