@@ -16,7 +16,7 @@ from edgecls.device.readiness import ModelReadiness, Readiness, model_readiness,
 from edgecls.device.software import Software, find_software
 from edgecls.device.system import System, read_system
 from edgecls.errors import EdgeclsError
-from edgecls.processor import ROOT
+from edgecls.processor import ROOT, int8_sums_overflow
 from edgecls.runs import find_model, members_of
 
 Verdict = Literal["ready", "not ready"]
@@ -85,7 +85,10 @@ def doctor(
     machine, now = describe(root), state(root)
     system, software = read_system(machine.l4t, root), software or find_software()
     ready = readiness(system, software)
-    files = tuple(model_readiness(each, str(options.model), ready, software) for each in members)
+    overflows = int8_sums_overflow(root)
+    files = tuple(
+        model_readiness(each, str(options.model), ready, software, int8_overflows=overflows) for each in members
+    )
     arithmetic, speed, problems = None, None, []
     if options.seconds:
         on_step(f"measuring for {options.seconds:g} s")

@@ -188,21 +188,27 @@ class ModelReadiness:
 
 
 def model_readiness(
-    path: Path, named: str, ready: Sequence[Readiness], software: Software
+    path: Path, named: str, ready: Sequence[Readiness], software: Software, *, int8_overflows: bool
 ) -> tuple[ModelReadiness, ...]:
     """What each backend that can run here would run of a model, in their order.
 
     Args:
         path: a run folder (a member of an ensemble), a lone ONNX file or an engine.
         named: the model as it was named, for commands.
+        int8_overflows: as `processor.int8_sums_overflow` finds it: OpenVINO is given FP32 then.
 
     Raises:
         RunError: a damaged run.
     """
-    return tuple(_of_model(each.name, path, named, software) for each in ready if each.can_run)
+    found = []
+    for each in ready:
+        if each.can_run:
+            in_float = each.name == "cuda" or (each.name == "openvino" and int8_overflows)
+            found.append(_of_model(each.name, path, named, software, in_float=in_float))
+    return tuple(found)
 
 
-def _of_model(name: BackendName, path: Path, named: str, software: Software) -> ModelReadiness:
+def _of_model(name: BackendName, path: Path, named: str, software: Software, *, in_float: bool) -> ModelReadiness:
     if path.suffix == ENGINE_SUFFIX:
         if name != "tensorrt":
             return ModelReadiness(name, "", f"{path.name} is an engine, which TensorRT runs.")
@@ -213,7 +219,9 @@ def _of_model(name: BackendName, path: Path, named: str, software: Software) -> 
     if not path.is_dir():
         return ModelReadiness(name, path.name, "")
     record = ExportRecord.read(path)
-    precision: Precision = record.serves if name != "cuda" else "fp16" if "fp16" in record.passed else "fp32"
+    precision: Precision = record.serves
+    if in_float:
+        precision = "fp16" if name == "cuda" and "fp16" in record.passed else "fp32"
     file = path / MODEL_FILES[precision]
     if not file.is_file():
         return ModelReadiness(name, "", f"There is no {file.name}.", f"edgecls export {named}")

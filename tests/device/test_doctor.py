@@ -21,8 +21,9 @@ from edgecls.device.measurement import Arithmetic
 from edgecls.device.options import BundleOptions, DoctorOptions
 from edgecls.device.software import find_software
 from edgecls.errors import OptionError, RunError
-from edgecls.runs import ENGINES
+from edgecls.runs import ENGINES, MODEL_FILES
 from edgecls.runtime.backends.engine_file import TensorRT
+from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.tables.doctor import examined
 from tests.device.boards import (
     AGX_ORIN,
@@ -144,6 +145,14 @@ def test_a_workstation_whose_onnxruntime_has_no_cuda(tmp_path: Path) -> None:
         "openvino": 'pip install "edgecls[openvino]"',
     }
     assert result.advice == ()  # `powersave` is what Intel's and AMD's drivers call their ordinary governor
+
+
+def test_openvino_is_given_fp32_where_its_int8_would_be_wrong(tmp_path: Path, exported_run: Path) -> None:
+    software = replace(NOTHING, packages={"openvino": "2026.4"})
+    with_vnni = look_at(replace(WORKSTATION, software=software), tmp_path / "a", exported_run)
+    without = look_at(replace(CLOUD, software=software), tmp_path / "b", exported_run)
+    assert [each.file for each in without.model_files[0]] == ["model.onnx"]
+    assert [each.file for each in with_vnni.model_files[0]] == [MODEL_FILES[ExportRecord.read(exported_run).serves]]
 
 
 def test_a_raspberry_pi_on_a_weak_supply(tmp_path: Path) -> None:
