@@ -139,7 +139,7 @@ def _measured(result: DoctorResult) -> list[Table | Text]:
     )
     facts.add_row("one core", f"{arithmetic.core_gflops:.0f} GFLOP/s in float32{kind}")
     facts.add_row("all cores", f"{arithmetic.cores} together keep {arithmetic.together:.0%} of that each")
-    facts.add_row("", f"the last second was as fast as {arithmetic.kept:.0%} of the first")
+    facts.add_row("", f"{min(arithmetic.kept, 1):.0%} of the first second's speed was kept to the end")
     if speed:
         facts.add_row("model", f"{speed.file} on {_NAMES.get(speed.device, speed.device)}, without decoding")
         facts.add_row("", f"{speed.first_ms:.0f} ms from the file to the first answer")
