@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _STARTED = time.perf_counter()  # `--minutes` counts from here: the interpreter alone comes before it
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
+_PACKAGES = {"cv2": "opencv-python-headless", "numpy": "numpy", "PIL": "pillow"}  # that every command needs
 EXIT_ERROR, EXIT_ROW_ERRORS = 1, 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 128 + 2, 128 + 13  # as shells count a process that SIGINT and SIGPIPE end
 
@@ -63,6 +64,16 @@ class _Group(TyperGroup):
         except BrokenPipeError as error:  # whoever read our output has left, `head` for one
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except ImportError as error:
+            package = _PACKAGES.get((error.name or "").partition(".")[0])
+            if package is None:
+                raise
+            typer.echo(
+                f"error: {package} cannot be loaded: {error}; install it again with: "
+                f"pip install --force-reinstall {package}",
+                err=True,
+            )
+            raise typer.Exit(EXIT_ERROR) from error
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
@@ -89,14 +100,14 @@ def _console(*, data_on_stdout: bool) -> Console:
 
     if data_on_stdout:
         expect_open(sys.stdout, "standard output", "--json and --out - print data on it")
-    return Console(stderr=data_on_stdout, highlight=False, soft_wrap=False)
+    return Console(stderr=data_on_stdout, highlight=False, markup=False)
 
 
 def _progress_console() -> Console:
     """Standard error, whatever goes to standard output."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def _print_json(values: dict[str, Any]) -> None:
@@ -223,7 +234,7 @@ def engine(options: BuildOptions, as_json: AsJson = False) -> None:
     from edgecls.export.engine_choice import choose_engine
     from edgecls.tables.made import built
 
-    result = choose_engine(options, on_step=lambda line: console.print(line, markup=False))
+    result = choose_engine(options, on_step=lambda line: console.print(line))
     _show(console, as_json, result, lambda: [built(result)])
 
 
@@ -243,7 +254,7 @@ def predict(options: PredictOptions, as_json: AsJson = False) -> None:
 
         told = _progress_console()
         for model in options.models:
-            first_start(model, how.precision, how.batch_size, on_step=lambda line: told.print(line, markup=False))
+            first_start(model, how.precision, how.batch_size, on_step=lambda line: told.print(line))
     from edgecls.runtime.predict import predict as answer
     from edgecls.tables.predict import predicted
     from edgecls.tables.progress import progress_on
@@ -349,7 +360,7 @@ def bench(options: BenchOptions, as_json: AsJson = False) -> None:
     if options.plot:
         with _needs_extra("edgecls bench --plot", "train"):
             from edgecls.bench.plot import draw_bench
-    result = measure(options, on_step=lambda line: console.print(line, style="dim", markup=False))
+    result = measure(options, on_step=lambda line: console.print(line, style="dim"))
     _show(console, as_json, result, lambda: benched(result))
     if options.plot:
         draw_bench(result, options.plot)
@@ -377,7 +388,7 @@ def doctor(options: DoctorOptions, as_json: AsJson = False) -> None:
     from edgecls.device.doctor import doctor as examine
     from edgecls.tables.doctor import examined
 
-    result = examine(options, on_step=lambda line: console.print(line, style="dim", markup=False))
+    result = examine(options, on_step=lambda line: console.print(line, style="dim"))
     _show(console, as_json, result, lambda: examined(result))
     if result.verdict == "not ready":
         raise typer.Exit(EXIT_ERROR)

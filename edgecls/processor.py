@@ -38,8 +38,8 @@ def cpu_name(root: Path = ROOT) -> str:
     """
     cpuinfo = _cpuinfo(root)
     numbers = zip(
-        re.findall(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
-        re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE),
+        re.findall(r"^CPU implementer\s*:\s*(0x[0-9a-f]{1,8})$", cpuinfo, re.MULTILINE),
+        re.findall(r"^CPU part\s*:\s*(0x[0-9a-f]{1,8})$", cpuinfo, re.MULTILINE),
         strict=False,
     )
     kinds = dict.fromkeys(
@@ -107,6 +107,11 @@ def session_settings(onnxruntime: Any, n_threads: int, root: Path = ROOT) -> Any
 
 def _cpuinfo(root: Path) -> str:
     return text_of(root / "proc/cpuinfo") or ""
+
+
+def number_of(text: str | None, unit: float = 1.0) -> float | None:
+    """A number of 0 or more that a file holds, times `unit`; None where it is none, whatever else stands there."""
+    return float(text) * unit if text and re.fullmatch(r"\d{1,18}(\.\d{1,18})?", text) else None
 
 
 def text_of(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from edgecls import __version__
 from edgecls.prefetch import n_cores
-from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors, text_of
+from edgecls.processor import ROOT, cpu_features, cpu_name, n_processors, number_of, text_of
 from edgecls.runtime.backends.cuda import Gpu, find_gpu
 from edgecls.runtime.backends.selection import version_of
 
@@ -127,7 +127,7 @@ def state(root: Path = ROOT) -> MachineState:
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     load = text_of(root / "proc/loadavg")
     return MachineState(
-        load=float(load.split()[0]) if load else None,
+        load=number_of(load.split()[0]) if load else None,
         cpu_times=_cpu_times(root),
         cpu_clock_mhz=_highest(_number(cpu / "scaling_cur_freq", 1e-3) for cpu in cpus),  # the files have kHz
         cpu_clock_limit_mhz=_highest(_number(cpu / "scaling_max_freq", 1e-3) for cpu in cpus),
@@ -213,10 +213,7 @@ def other_work(
 
 
 def _number(path: Path, unit: float) -> float | None:
-    try:
-        return int(text_of(path) or "") * unit
-    except ValueError:
-        return None
+    return number_of(text_of(path), unit)
 
 
 def _highest(values: Iterator[float | None]) -> float | None:
@@ -225,12 +222,13 @@ def _highest(values: Iterator[float | None]) -> float | None:
 
 def _cpu_quota(root: Path) -> float | None:
     quota, _, period = (text_of(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+    used, of = number_of(quota), number_of(period)
+    return used / of if used and of else None
 
 
 def _memory_mb(root: Path) -> float | None:
     found = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo") or "", re.MULTILINE)
-    return int(found[1]) * 1024 / 1e6 if found else None
+    return number_of(found[1], 1024 / 1e6) if found else None
 
 
 def _l4t(root: Path) -> str | None:
@@ -255,7 +253,8 @@ def _power_mode(root: Path, path: str | None) -> str | None:
 
 def _cpu_times(root: Path) -> CpuTimes | None:
     line = re.match(r"cpu +([\d ]+)", text_of(root / "proc/stat") or "")
-    values = [int(value) / 100 for value in line[1].split()] if line else []  # USER_HZ: 100 on Linux everywhere
+    # USER_HZ: 100 on Linux everywhere
+    values = [number_of(value, 0.01) or 0.0 for value in line[1].split()] if line else []
     if len(values) < 8:
         return None
     user, nice, system, idle, waiting, irq, soft_irq, stolen = values[:8]

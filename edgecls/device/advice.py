@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgecls.bench.machine import Machine, MachineState
@@ -32,8 +32,10 @@ class Advice:
 
 def advice(machine: Machine, state: MachineState, system: System, software: Software) -> tuple[Advice, ...]:
     """What to change on this machine, the most worthwhile first."""
+    # a container cannot change these: swap, power mode and clocks are the board's
+    own = "" if system.container is None else "on the board itself, not in this container: "
     return tuple(
-        each
+        replace(each, cure=f"{own}{each.cure}") if own and each.cure.startswith(("sudo", "echo")) else each
         for found in (
             _packages(software), _memory(machine, system, software), _clocks(machine, state, system),
             _heat(state, system), _shares(machine, state), _arithmetic(machine),
@@ -118,8 +120,9 @@ def _heat(state: MachineState, system: System) -> Iterator[Advice]:
             )
             break  # the others stand beside it
     if system.is_jetson and (times := sum(state.throttle_counts.values())):
+        often = "once" if times == 1 else f"{times:,} times"
         yield Advice(
-            f"Since its start the board slowed itself down {times:,} times because it drew too much current. "
+            f"Since its start the board slowed itself down {often} because it drew too much current. "
             "Use a stronger supply, or a lower power mode."
         )
     if system.complaints:
@@ -129,13 +132,13 @@ def _heat(state: MachineState, system: System) -> Iterator[Advice]:
 def _shares(machine: Machine, state: MachineState) -> Iterator[Advice]:
     if machine.cpu_quota is not None and machine.cpu_quota < machine.cores:
         yield Advice(
-            f"This container may use {machine.cpu_quota:g} cores' worth of time, and sees {machine.cores} cores. "
-            "Threads that wait for their share make single answers late.",
-            f"docker run --cpuset-cpus 0-{max(1, round(machine.cpu_quota)) - 1} ...",
+            f"This process may use the time of {machine.cpu_quota:.2g} cores, and sees {machine.cores} cores. "
+            "Threads that wait for their share make single answers late. Give it whole cores, such as docker run "
+            "--cpuset-cpus 0."
         )
     if state.load is not None and state.load > machine.machine_cores:
         yield Advice(
-            f"Other programs keep the machine busy: {state.load:.1f} want to run on {machine.machine_cores} cores."
+            f"Other programs keep the machine busy: its load is {state.load:.1f}, more than its number of cores."
         )
 
 
@@ -148,5 +151,6 @@ def _arithmetic(machine: Machine) -> Iterator[Advice]:
         )
     elif "asimd" in features and "asimddp" not in features:
         yield Advice(
-            "This CPU has no INT8 dot product, which is what makes INT8 fast. Measure both with edgecls bench."
+            "This CPU has no INT8 dot product, which is what makes INT8 fast. Compare INT8 and FP32 here with: "
+            "edgecls bench"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from edgecls.bench.machine import Machine, MachineState, describe, state
 from edgecls.device.advice import Advice, advice
 from edgecls.device.measurement import Arithmetic, ModelSpeed, measure_arithmetic, measure_model
 from edgecls.device.options import DoctorOptions
-from edgecls.device.readiness import ModelReadiness, Readiness, model_readiness, readiness
+from edgecls.device.readiness import BackendName, ModelReadiness, Readiness, model_readiness, readiness
 from edgecls.device.software import Software, find_software
 from edgecls.device.system import System, read_system
 from edgecls.errors import EdgeclsError
@@ -49,11 +49,10 @@ class DoctorResult:
     seconds: float
 
     @property
-    def runs_on(self) -> tuple[str, ...]:
+    def runs_on(self) -> tuple[BackendName, ...]:
         """The backends on which the model can run, or any model where none was named; the preferred one first."""
         able = [each.name for each in self.backends if each.can_run]
-        files = [{each.name for each in member if each.can_run} for member in self.model_files]
-        return tuple(name for name in able if all(name in of_member for of_member in files))
+        return tuple(name for name in able if all(_can_run(name, member) for member in self.model_files))
 
     @property
     def verdict(self) -> Verdict:
@@ -61,6 +60,10 @@ class DoctorResult:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "runs_on": self.runs_on, "verdict": self.verdict}
+
+
+def _can_run(name: BackendName, member: Sequence[ModelReadiness]) -> bool:
+    return any(each.name == name and each.can_run for each in member)
 
 
 def doctor(
@@ -87,21 +90,27 @@ def doctor(
     ready = readiness(system, software)
     overflows = int8_sums_overflow(root)
     files = tuple(
-        model_readiness(each, str(options.model), ready, software, int8_overflows=overflows) for each in members
+        model_readiness(
+            each, str(options.model if len(members) == 1 else each), ready, software, int8_overflows=overflows
+        )
+        for each in members
     )
     arithmetic, speed, problems = None, None, []
     if options.seconds:
         on_step(f"measuring for {options.seconds:g} s")
         arithmetic = measure_arithmetic(machine, system, options.seconds)
-    if options.seconds and members and any(each.can_run for each in files[0]):
-        try:
-            speed = measure_model(members[0], options.seconds)
-        except EdgeclsError as error:
-            problems.append(f"{error}.")
-        if speed and speed.answers_right is False:
-            problems.append(
-                f"{speed.file} on {speed.device} does not give the golden answers. See: edgecls verify {options.model}"
-            )
+        able = [each.name for each in ready if each.can_run and all(_can_run(each.name, of) for of in files)]
+        for member in members if able else ():
+            try:
+                tried = measure_model(member, "auto" if "cpu" in able else able[0], options.seconds / len(members))
+            except EdgeclsError as error:
+                problems.append(f"{error}.")
+                continue
+            speed = speed or tried
+            if tried.answers_right is False:
+                problems.append(
+                    f"{tried.file} on {tried.device} does not give the golden answers. See: edgecls verify {member}"
+                )
     return DoctorResult(
         options.model, machine, now, system, software, ready, files, arithmetic, speed, tuple(problems),
         advice(machine, now, system, software), time.perf_counter() - started,

@@ -19,6 +19,7 @@ from edgecls.runs import GOLDEN, Run
 from edgecls.runtime.backends.belonging import answers_as
 from edgecls.runtime.backends.protocol import Backend, BackendOptions, noise
 from edgecls.runtime.backends.selection import images_per_second, select
+from edgecls.runtime.options import Device
 
 _SHARES: Final = {"one core": 0.2, "all cores": 0.5, "model": 0.2}  # of the seconds
 _TOGETHER: Final = 0.6  # of a core's speed that each keeps while all work: hyper-threads share what they have
@@ -112,13 +113,13 @@ def _clock(state: MachineState, system: System) -> float | None:
     return state.cpu_clock_limit_mhz or system.full_clock_mhz
 
 
-def measure_model(path: Path, seconds: float) -> ModelSpeed:
-    """Open what `--device auto` takes, compare its golden answers, and time it.
+def measure_model(path: Path, device: Device, seconds: float) -> ModelSpeed:
+    """Open what `--device` takes, compare its golden answers, and time it.
 
     Raises:
         EdgeclsError: it does not open, or does not run.
     """
-    candidate = select(path)
+    candidate = select(path, options=BackendOptions(device))
     start = time.perf_counter()
     with candidate.open(BackendOptions(candidate.device)) as backend:
         one = noise(1, backend.manifest)

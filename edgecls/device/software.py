@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, Final
 from edgecls.cache import cache_folder
 from edgecls.errors import MissingExtra
 from edgecls.runtime.backends.cuda import Gpu, find_gpu, why_no_gpu
-from edgecls.runtime.backends.engine_file import TensorRT, find_tensorrt
+from edgecls.runtime.backends.engine_file import TensorRT, find_tensorrt, why_no_tensorrt
 from edgecls.runtime.backends.selection import version_of
 
 _PACKAGES: Final = (
@@ -32,6 +33,7 @@ class Software:
         providers: of ONNX Runtime; empty where it is not installed or cannot be loaded.
         onnxruntime_problem, openvino_problem: why one that is installed cannot be loaded; empty where it can.
         tensorrt: its module is None.
+        tensorrt_problem: why one that is installed cannot be loaded; empty where none is installed, or it can.
         gpu_problem: why no GPU was found; empty where one was.
         free_disk_mb: where engines and bundles are kept.
     """
@@ -43,6 +45,7 @@ class Software:
     onnxruntime_problem: str
     openvino_problem: str
     tensorrt: TensorRT | None
+    tensorrt_problem: str
     gpu: Gpu | None
     gpu_problem: str
     free_disk_mb: float | None
@@ -50,7 +53,7 @@ class Software:
 
 def find_software() -> Software:
     """What there is here. Never raises."""
-    gpu = find_gpu()
+    gpu, tensorrt = find_gpu(), _tensorrt()
     providers, onnxruntime_problem = _onnxruntime()
     return Software(
         python=platform.python_version(),
@@ -59,7 +62,8 @@ def find_software() -> Software:
         providers=providers,
         onnxruntime_problem=onnxruntime_problem,
         openvino_problem=_openvino_problem(),
-        tensorrt=_tensorrt(),
+        tensorrt=tensorrt,
+        tensorrt_problem="" if tensorrt else why_no_tensorrt(),
         gpu=gpu,
         gpu_problem="" if gpu else why_no_gpu(),
         free_disk_mb=_free_disk_mb(cache_folder()),
@@ -74,7 +78,10 @@ def _onnxruntime() -> tuple[tuple[str, ...], str]:
     providers = getattr(onnxruntime, "get_available_providers", None)
     if providers is None:  # what is left of the folder after onnxruntime was removed beside onnxruntime-gpu
         return (), "its folder is there, but not its library"
-    return tuple(providers()), ""
+    try:
+        return tuple(providers()), ""
+    except Exception as error:
+        return (), _problem(error, "")
 
 
 def _openvino_problem() -> str:
@@ -102,7 +109,7 @@ def _tensorrt() -> TensorRT | None:
 
 
 def _free_disk_mb(folder: Path) -> float | None:
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         return shutil.disk_usage(folder).free / 1e6

@@ -6,19 +6,21 @@ All of it is read from files below a root folder, so a tree of files can stand f
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgecls.processor import ROOT, text_of
+from edgecls.processor import ROOT, number_of, text_of
 
-# https://developer.nvidia.com/embedded/jetpack-archive; the longest beginning of the L4T release that is here counts
+# The L4T release from which on a JetPack counts: https://developer.nvidia.com/embedded/jetpack-archive
 _JETPACKS: Final = {
-    "32": "4", "35": "5", "36.2": "6.0", "36.3": "6.0", "36.4": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1",
-    "36.5": "6.2.2", "38.2": "7.0", "38.4": "7.1", "39.2": "7.2", "39.2.1": "7.2.1",
+    (32,): "4", (34,): "5", (36,): "6.0", (36, 4): "6.1", (36, 4, 3): "6.2", (36, 4, 4): "6.2.1", (36, 5): "6.2.2",
+    (38,): "7.0", (38, 4): "7.1", (39,): "7.2", (39, 2, 1): "7.2.1",
 }  # fmt: skip
+_GPU_NODES: Final = ("dev/nvmap", "dev/nvhost-gpu", "dev/nvidiactl", "dev/nvidia0")
 _NVIDIA: Final = "0x10de"  # on the PCI bus
 _DISPLAY: Final = ("0x0300", "0x0302")  # PCI classes of a VGA and of a 3D controller
 # Of what `vcgencmd get_throttled` says: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
@@ -41,7 +43,7 @@ class System:
         cuda, cudnn, tensorrt, tensorrt_python: versions of what the system installed, not pip.
         n_dla: deep learning accelerators.
         container: `Docker`, `Podman`, `Kubernetes`, or another one's name.
-        free_memory_mb: what programs can still get; swap_mb: all of the swap.
+        free_memory_mb: what this process can still get, also within its container; swap_mb: all of the swap.
         power_modes: of nvpmodel, name by number.
         power_mode: the number of the present one.
         full_clock_mhz: of the fastest core, whatever the present limit is.
@@ -78,16 +80,12 @@ def read_system(l4t: str | None, root: Path = ROOT) -> System:
     driver = _found(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)", text_of(root / "proc/driver/nvidia/version"))
     packages = _packages(root)
     memory = text_of(root / "proc/meminfo")
-    status = _found(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status"))
+    status = _found(r"pmode:(\d{1,8})\b", text_of(root / "var/lib/nvpmodel/status"))
     return System(
         is_jetson=is_jetson,
         jetpack=_jetpack(l4t),
         has_nvidia_gpu=is_jetson or driver is not None or _on_pci(root),
-        gpu_nodes=tuple(
-            f"/{node}"
-            for node in ("dev/nvmap", "dev/nvhost-gpu", "dev/nvidiactl", "dev/nvidia0")
-            if (root / node).exists()
-        ),
+        gpu_nodes=tuple(f"/{node}" for node in _GPU_NODES if os.path.exists(root / node)),
         driver=driver or text_of(root / "sys/module/nvidia/version"),
         cuda=_cuda(root),
         cudnn=_first(packages, r"libcudnn\d+(?:-cuda-\d+)?"),
@@ -95,7 +93,7 @@ def read_system(l4t: str | None, root: Path = ROOT) -> System:
         tensorrt_python=_first(packages, "python3-libnvinfer"),
         n_dla=sum(1 for _ in root.glob("sys/devices/platform/bus@0/*host1x/*nvdla[0-9]")),
         container=_container(root),
-        free_memory_mb=_kilobytes("MemAvailable", memory),
+        free_memory_mb=_free_memory(memory, root),
         swap_mb=_kilobytes("SwapTotal", memory),
         power_modes=_power_modes(root),
         power_mode=int(status) if status else None,
@@ -110,9 +108,10 @@ def _found(pattern: str, text: str | None) -> str | None:
 
 
 def _jetpack(l4t: str | None) -> str | None:
-    parts = (l4t or "").split(".")
-    beginnings = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    return next((_JETPACKS[each] for each in beginnings if each in _JETPACKS), None)
+    if not l4t:
+        return None
+    release = tuple(int(part) for part in l4t.split(".") if part.isdigit() and len(part) < 5)
+    return next((name for first, name in reversed(_JETPACKS.items()) if release >= first), None)
 
 
 def _on_pci(root: Path) -> bool:
@@ -139,43 +138,50 @@ def _first(packages: Mapping[str, str], name: str) -> str | None:
 def _cuda(root: Path) -> str | None:
     try:
         return str(json.loads(text_of(root / "usr/local/cuda/version.json") or "")["cuda"]["version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _container(root: Path) -> str | None:
-    if (root / "var/run/secrets/kubernetes.io").exists():
+    if os.path.exists(root / "var/run/secrets/kubernetes.io"):
         return "Kubernetes"
     for file, name in ((".dockerenv", "Docker"), ("run/.containerenv", "Podman")):
-        if (root / file).exists():
+        if os.path.exists(root / file):
             return name
     return _found(r"^(?:0|\d+):\S*:/(docker|lxc|kubepods|libpod)\b", text_of(root / "proc/1/cgroup"))
 
 
 def _kilobytes(name: str, memory: str | None) -> float | None:
-    value = _found(rf"^{name}:\s*(\d+) kB", memory)
-    return int(value) * 1024 / 1e6 if value else None
+    return number_of(_found(rf"^{name}:\s*(\d+) kB", memory), 1024 / 1e6)
+
+
+def _free_memory(memory: str | None, root: Path) -> float | None:
+    """What this process can still get: of the machine, or of its container where that is less."""
+    free = _kilobytes("MemAvailable", memory)
+    group = root / "sys/fs/cgroup"
+    limit, used = (number_of(text_of(group / name), 1e-6) for name in ("memory.max", "memory.current"))
+    if limit is None:
+        return free
+    of_container = max(0.0, limit - (used or 0.0))
+    return of_container if free is None else min(free, of_container)
 
 
 def _power_modes(root: Path) -> dict[int, str]:
-    found = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", text_of(root / "etc/nvpmodel.conf") or "")
+    found = re.findall(r"<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=(\S+)\s*>", text_of(root / "etc/nvpmodel.conf") or "")
     return {int(number): name for number, name in found}
 
 
 def _full_clock(root: Path) -> float | None:
     files = root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq")
-    clocks = [int(text) / 1000 for file in files if (text := text_of(file) or "").isdigit()]  # the files have kHz
-    if clocks:
-        return max(clocks)
-    told = _found(r"^cpu MHz\s*:\s*([\d.]+)", text_of(root / "proc/cpuinfo"))
-    return float(told) if told else None
+    clocks = [clock for file in files if (clock := number_of(text_of(file), 1e-3)) is not None]  # the files have kHz
+    return max(clocks) if clocks else number_of(_found(r"^cpu MHz\s*:\s*(\S+)$", text_of(root / "proc/cpuinfo")))
 
 
 def _complaints(root: Path) -> list[str]:
     files = [*root.glob("sys/devices/platform/soc*/*firmware/get_throttled"), *root.glob("sys/firmware/get_throttled")]
     found = []
     for file in files:
-        digits = _found(r"^(?:0x)?([0-9a-fA-F]+)$", text_of(file))
+        digits = _found(r"^(?:0x)?([0-9a-fA-F]{1,8})$", text_of(file))
         bits = int(digits, 16) if digits else 0
         found += [words for bit, words in _PI_BITS.items() if bits >> bit & 1]
     alarms = root.glob("sys/class/hwmon/hwmon*/in0_lcrit_alarm")  # the kernel's raspberrypi-hwmon

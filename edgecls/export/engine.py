@@ -171,8 +171,7 @@ def _no_gpu(tensorrt: TensorRT) -> OptionError:
     if tensorrt.is_rtx:
         elsewhere = "name the GPU to build for, such as --compute-capability 8.6"
     return OptionError(
-        f"no CUDA GPU was found on this machine; {elsewhere}. If there is one: it is seen through NVIDIA's driver "
-        "and a Python binding, pip install cuda-bindings"
+        f"no CUDA GPU was found on this machine; {elsewhere}. If there is one, edgecls doctor says why it was not found"
     )
 
 

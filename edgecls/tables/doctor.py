@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -169,7 +170,7 @@ def _command(command: str, indent: str = "   ") -> Text:
 
 
 def _verdict(result: DoctorResult) -> list[Text]:
-    model = result.model or "MODEL"
+    model = shlex.quote(result.model) if result.model else "MODEL"
     if result.problems:
         return [Text("\nNot ready. " + " ".join(result.problems), style="bold red")]
     if result.verdict == "not ready":
@@ -192,4 +193,5 @@ def _verdict(result: DoctorResult) -> list[Text]:
             Text("\nReady on the CPU alone, although there is a GPU. To use it:", style="bold yellow"),
             _command(tensorrt.cure),
         ]
-    return [Text("\nReady.", style="bold green"), _command(predict)]
+    device = "" if "cpu" in result.runs_on else f" --device {result.runs_on[0]}"  # auto begins with ONNX Runtime
+    return [Text("\nReady.", style="bold green"), _command(predict + device)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from edgecls.evaluate.runs_table import RunsResult
@@ -30,18 +29,18 @@ def evaluated(result: EvaluateResult) -> Iterator[Table | str]:
     if worse:
         yield "Less accurate than on average, by more than chance:"
         for each in worse:
-            yield escape(f"  {each.by} {each.value}: {_with_interval(each.accuracy)} of {each.n:,}")
+            yield f"  {each.by} {each.value}: {_with_interval(each.accuracy)} of {each.n:,}"
     if result.robustness:
         yield _robustness(result)
-    yield from (escape(f"note: {note}") for note in result.notes)
+    yield from (f"note: {note}" for note in result.notes)
     yield from (f"failed: {each.condition}, it is {each.value:.4g}" for each in result.failed)
-    yield escape(f"page: {result.out / 'report.html'}")
+    yield f"page: {result.out / 'report.html'}"
 
 
 def _figures(result: EvaluateResult) -> Table:
     scores = result.scores
     facts = facts_table("Evaluation")
-    facts.add_row("images", escape(f"{scores.n:,} ({result.data})"))
+    facts.add_row("images", f"{scores.n:,} ({result.data})")
     if result.unreadable:
         facts.add_row("left out", f"{len(result.unreadable):,} that cannot be read")
     names = {
@@ -73,7 +72,7 @@ def _classes(result: EvaluateResult) -> Table:
     for each in worst:
         precision = percent(each.precision.value) if each.precision else "-"
         recall = percent(each.recall.value) if each.recall else "-"
-        table.add_row(escape(each.label), f"{each.support:,}", precision, recall, percent(each.f1))
+        table.add_row(each.label, f"{each.support:,}", precision, recall, percent(each.f1))
     return table
 
 
@@ -95,14 +94,14 @@ def compared(result: CompareResult | RunsResult, out: Path) -> Iterator[Table | 
     else:
         yield _models(result)
         yield from (_in_words(each, result.best) for each in result.models if each.difference)
-        yield from (escape(f"note: {note}") for note in result.notes)
+        yield from (f"note: {note}" for note in result.notes)
         if result.unreadable:
             yield f"{len(result.unreadable):,} images cannot be read, and are in no figure"
-    yield escape(f"page: {out / 'report.html'}")
+    yield f"page: {out / 'report.html'}"
 
 
 def _models(result: CompareResult) -> Table:
-    table = Table(title=escape(f"{result.n:,} images ({result.data})"), title_justify="left", box=box.SIMPLE)
+    table = Table(title=f"{result.n:,} images ({result.data})", title_justify="left", box=box.SIMPLE)
     table.add_column("model", overflow="fold")
     for name in ("M params", "loss", "accuracy", "alone right", "alone wrong", "ms"):
         table.add_column(name, justify="right")
@@ -110,7 +109,7 @@ def _models(result: CompareResult) -> Table:
         parameters = f"{each.cost.parameters / 1e6:.2f}" if each.cost.parameters else "?"
         best = " (best)" if each.name == result.best else ""
         table.add_row(
-            escape(f"{each.name}{best}"), parameters, f"{each.loss.value:.3f}", percent(each.accuracy.value),
+            f"{each.name}{best}", parameters, f"{each.loss.value:.3f}", percent(each.accuracy.value),
             f"{each.unique_correct:,}", f"{each.unique_errors:,}", f"{each.ms:.2f}",
         )  # fmt: skip
     return table
@@ -121,24 +120,24 @@ def _in_words(model: Compared, best: str) -> str:
     assert model.p_value is not None
     low, high = (100 * each for each in model.difference.drop_interval)
     verdict = "is less accurate than" if model.p_value < _SIGNIFICANT else "may be as accurate as"
-    return escape(
+    return (
         f"{model.name} {verdict} {best}: {100 * model.difference.drop:.2f} points below it ({low:.2f} to {high:.2f}), "
         f"p = {model.p_value:.2g}"
     )
 
 
 def _runs(result: RunsResult) -> Table:
-    table = Table(title=escape(f"Runs in {result.folder}"), title_justify="left", box=box.SIMPLE)
+    table = Table(title=f"Runs in {result.folder}", title_justify="left", box=box.SIMPLE)
     for name in ("run", "network"):
         table.add_column(name, overflow="fold")
     for name in ("M params", "val. loss", "validation", "test", "s"):
         table.add_column(name, justify="right")
     for each in result.runs:
         if each.reason:
-            table.add_row(escape(each.name), escape(each.reason))
+            table.add_row(each.name, each.reason)
             continue
         table.add_row(
-            escape(each.name), escape(each.model), f"{each.parameters / 1e6:.2f}" if each.parameters else "?",
+            each.name, each.model, f"{each.parameters / 1e6:.2f}" if each.parameters else "?",
             "?" if each.validation_loss is None else f"{each.validation_loss:.3f}",
             percent_or_none(each.validation_accuracy) or "?", percent_or_none(each.test_accuracy) or "-",
             f"{each.train_seconds:.0f}" if each.train_seconds else "?",

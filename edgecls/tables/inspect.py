@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from edgecls.tables.common import facts_table
 
@@ -19,26 +19,26 @@ _MOST: Final = 10  # of a kind of finding; the page and report.json have all
 _MOST_CLASSES: Final = 20
 
 
-def inspected(result: InspectResult) -> Iterator[Table | str]:
+def inspected(result: InspectResult) -> Iterator[Table | Text | str]:
     """Findings in whole sentences, the gravest first; a table of facts; where the page is."""
     if result.leaks:
         if result.n_leaked:
             told = f"{_count(result.n_leaked, 'picture')} of val and test with a copy among the training images."
-            yield f"[bold]{told}[/] Figures that are measured on them flatter."
+            yield Text.assemble((told, "bold"), " Figures that are measured on them flatter.")
         else:
-            yield f"[bold]{_count(len(result.leaks), 'picture')} in val and in test.[/]"
+            yield Text(f"{_count(len(result.leaks), 'picture')} in val and in test.", style="bold")
         yield from _pairs(result.leaks, result)
     if result.conflicts:
-        yield f"[bold]{_count(len(result.conflicts), 'pair')} of copies with two labels.[/]"
+        yield Text(f"{_count(len(result.conflicts), 'pair')} of copies with two labels.", style="bold")
         yield from _pairs(result.conflicts, result)
     if result.unreadable:
-        yield f"[bold]{_count(len(result.unreadable), 'file')} that cannot be read.[/]"
+        yield Text(f"{_count(len(result.unreadable), 'file')} that cannot be read.", style="bold")
         yield from _some([f"{_below(each.path, result)}: {each.reason}" for each in result.unreadable])
     if result.is_sound:
         yield "No picture is in two splits or under two labels, and every file can be read."
     if result.empty:
-        yield f"{_count(len(result.empty), 'class folder')} without a picture: {escape(', '.join(result.empty[:5]))}"
-    yield from (escape(f"{folder}: {reason}") for folder, reason in result.closed.items())
+        yield f"{_count(len(result.empty), 'class folder')} without a picture: {', '.join(result.empty[:5])}"
+    yield from (f"{folder}: {reason}" for folder, reason in result.closed.items())
     others = len(result.pairs) - len({*result.leaks, *result.conflicts})
     if others:
         yield f"{_count(others, 'picture')} more than once in the same split."
@@ -52,8 +52,8 @@ def inspected(result: InspectResult) -> Iterator[Table | str]:
             for each in result.doubts
         ])  # fmt: skip
     yield _facts(result)
-    yield from (f"note: {escape(note)}" for note in result.notes)
-    yield escape(f"page: {result.out / 'report.html'}")
+    yield from (f"note: {note}" for note in result.notes)
+    yield f"page: {result.out / 'report.html'}"
 
 
 def _pairs(pairs: Sequence[Pair], result: InspectResult) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _pairs(pairs: Sequence[Pair], result: InspectResult) -> Iterator[str]:
 
 
 def _some(lines: Sequence[str]) -> Iterator[str]:
-    yield from (f"  {escape(line)}" for line in lines[:_MOST])
+    yield from (f"  {line}" for line in lines[:_MOST])
     if len(lines) > _MOST:
         yield f"  and {len(lines) - _MOST:,} more; the page shows them"
 
@@ -83,7 +83,7 @@ def _facts(result: InspectResult) -> Table:
     shown = result.classes[:_MOST_CLASSES]
     more = f" and {len(result.classes) - len(shown):,} more" if len(result.classes) > len(shown) else ""
     counts = ", ".join(f"{each.label} {each.train + each.val + each.test:,}" for each in shown)
-    facts.add_row("classes", escape(f"{len(result.classes):,}: {counts}{more}"))
+    facts.add_row("classes", f"{len(result.classes):,}: {counts}{more}")
     for name, spread, unit in (("height", result.height, " px"), ("width", result.width, " px")):
         if spread:
             facts.add_row(name, _spread(spread, unit))

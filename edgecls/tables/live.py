@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def live_line(console: Console) -> Iterator[LiveLine]:
     """A line below what `console` prints, or on standard error where that goes into a file."""
-    shown = console if console.is_terminal else Console(stderr=True)
+    shown = console if console.is_terminal else Console(stderr=True, markup=False)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(_BAR_WIDTH), TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[left]}"), console=shown, transient=True, disable=not shown.is_terminal,

@@ -347,8 +347,8 @@ def test_a_precision_that_the_run_has_not_says_how_to_make_it(exported_run: Path
         find_candidates(run, ("auto",), ("auto",))
 
 
-def test_a_device_without_an_engine_says_how_to_build_one(exported_run: Path) -> None:
-    with pytest.raises(RunError, match="build one with: edgecls engine"):
+def test_a_device_without_a_gpu_says_so(exported_run: Path) -> None:
+    with pytest.raises(RunError, match="no NVIDIA GPU can be used here"):
         find_candidates(exported_run, ("auto",), ("tensorrt",))
 
 

@@ -47,7 +47,8 @@ def installed(**packages: str) -> str:
 
 NOTHING: Final = Software(
     python="3.11.9", machine="x86_64", packages={"numpy": "2.4.6"}, providers=(), onnxruntime_problem="",
-    openvino_problem="", tensorrt=None, gpu=None, gpu_problem=NO_CUDA_BINDING, free_disk_mb=20_000.0,
+    openvino_problem="", tensorrt=None, tensorrt_problem="", gpu=None, gpu_problem=NO_CUDA_BINDING,
+    free_disk_mb=20_000.0,
 )  # fmt: skip
 
 _JETPACK_6 = {

@@ -48,6 +48,8 @@ def why_no_gpu() -> str:
         runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError:
         return _why_pycuda_finds_none()
+    except (OSError, RuntimeError) as error:
+        return " ".join(str(error).split())
     try:
         code, _ = runtime.cudaGetDeviceCount()
         name = runtime.cudaGetErrorName(code)[1].decode(errors="replace") if int(code) else ""
@@ -73,7 +75,7 @@ def _by_cuda_bindings() -> Gpu | None:
         device = _value(runtime.cudaGetDevice())
         properties = _value(runtime.cudaGetDeviceProperties(device))
         free, total = _value(runtime.cudaMemGetInfo())
-    except (ImportError, RuntimeError):  # the latter too where the binding found no driver library
+    except (ImportError, OSError, RuntimeError):  # the last too where the binding found no driver library
         return None
     name = properties.name.partition(b"\0")[0].decode(errors="replace")
     return Gpu(name, (int(properties.major), int(properties.minor)), int(free), int(total))

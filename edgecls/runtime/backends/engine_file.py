@@ -71,6 +71,19 @@ def find_tensorrt() -> TensorRT:
     raise error
 
 
+def why_no_tensorrt() -> str:
+    """Why a TensorRT that is installed cannot be loaded; empty where none is installed."""
+    for name in _MODULES:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                return str(error)
+        except Exception as error:  # as above
+            return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
 @functools.cache
 def logger_of(trt: Any) -> Any:
     """The logger of this process: keeps errors in `said`, prints nothing.

@@ -22,6 +22,7 @@ from edgecls.manifest import Precision
 from edgecls.processor import cpu_name, int8_sums_overflow
 from edgecls.runs import ENGINES, GOLDEN, MANIFEST, MODEL_FILES, Run, sha256_of, write_json
 from edgecls.runtime.backends.belonging import PRECISION_OF, another, answers_as, check_belongs
+from edgecls.runtime.backends.cuda import find_gpu
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX
 from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.onnx_manifest import manifest_of_file
@@ -153,6 +154,8 @@ def _on_device(path: Path, precision: AskedPrecision, device: Device, on_note: C
         return Candidate(engine, device)
     if "tensorrt" in onnxruntime_devices():
         return Candidate(_file_for(path, precision, device), device)
+    if find_gpu() is None:
+        raise RunError(f"--device tensorrt: no NVIDIA GPU can be used here; why not says: edgecls doctor {path}")
     raise RunError(
         f"{path}: no engine for this machine"
         + (f" in {path / ENGINES}" if path.is_dir() else "")

@@ -23,6 +23,7 @@ from edgecls.runtime.backends.selection import Candidate, can_run, select
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import Device
 from tests.conftest import draw, write_linear_model
+from tests.fakes.cuda import ORIN
 
 needs_openvino = pytest.mark.skipif(not selection.version_of("openvino"), reason="needs edgecls[openvino]")
 
@@ -147,7 +148,10 @@ def test_a_damaged_report_is_an_error_not_fp32(run: Path, damage: dict[str, Any]
         select(run)
 
 
-def test_tensorrt_without_an_engine_says_how_to_build_one(run: Path) -> None:
+def test_tensorrt_without_an_engine_says_how_to_build_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="no NVIDIA GPU can be used here; why not says: edgecls doctor"):
+        Classifier.open(run, device="tensorrt")
+    monkeypatch.setattr(selection, "find_gpu", lambda: ORIN)
     with pytest.raises(RunError, match=r"no engine for this machine in .*; build one with: edgecls engine "):
         Classifier.open(run, device="tensorrt")
     with pytest.raises(RunError, match="--precision int8"):
