@@ -25,6 +25,7 @@ from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, Mo
 from edgecls.flags import flags
 from edgecls.options import flag_name
 from edgecls.runtime.options import PredictOptions
+from edgecls.serve.options import ServeOptions
 from edgecls.tables.streams import expect_open, expect_working_folder, make_fit
 from edgecls.train.options import PretrainedOptions, TrainOptions
 
@@ -392,6 +393,16 @@ def doctor(options: DoctorOptions, as_json: AsJson = False) -> None:
     _show(console, as_json, result, lambda: examined(result))
     if result.verdict == "not ready":
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+@flags(ServeOptions, arguments=("model",))
+def serve(options: ServeOptions) -> None:
+    """Answer over HTTP: POST /predict with a picture, or the Open Inference Protocol. SIGTERM ends it after what was accepted."""
+    with _needs_extra("edgecls serve", "serve"):
+        from edgecls.serve.run import serve as answer
+
+    answer(options, say=lambda line: typer.echo(line, err=True))
 
 
 @app.command()

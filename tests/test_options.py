@@ -21,6 +21,7 @@ from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, Mo
 from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
 from edgecls.runtime.options import PredictOptions
+from edgecls.serve.options import ServeOptions
 from edgecls.train.options import PretrainedOptions, TrainOptions, without_effect
 from edgecls.train.recipe_options import NetworkOptions, RecipeOptions
 
@@ -44,6 +45,7 @@ OF_COMMANDS: list[Any] = [
     ModelsOptions(),
     BundleOptions(),
     DoctorOptions(),
+    ServeOptions(),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 

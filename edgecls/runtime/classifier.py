@@ -29,7 +29,7 @@ from edgecls.runtime.options import (
     Vote,
     VoteOptions,
 )
-from edgecls.runtime.pipeline import Answered, Frame, Member, Picture, Source, answers
+from edgecls.runtime.pipeline import Answered, BatchWorker, Frame, Member, Picture, Source, answers
 from edgecls.runtime.prediction import Prediction, no_number, ranked, top_of
 from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.votes import Floats, agreement, entropy
@@ -157,9 +157,19 @@ class Classifier:
             is_live=is_live,
         )
 
+    def worker(self, times: StageTimes) -> BatchWorker:
+        """What takes batches of up to `batch_size` pictures the whole way, from any thread, for a caller with a queue
+        of its own."""
+        n_views = max(len(member.views) for member in self.members)
+        return BatchWorker(self.members, max(1, self.batch_size // n_views), times)
+
     def probabilities(self, answered: Answered) -> Floats:
         """Of every member, in the order of the labels: (n_members, n, n_classes)."""
         return self.voting.probabilities([member.probabilities for member in answered.members])
+
+    def mean_probabilities(self, answered: Answered) -> Floats:
+        """Of all members together: (n, n_classes)."""
+        return self.voting.mean(self.probabilities(answered))
 
     def predictions(self, answered: Answered, top_k: int) -> list[Prediction]:
         """One for each source of a batch, in order."""

@@ -50,6 +50,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A picture's file that is in memory already, as a request brings it.
+
+    Attributes:
+        name: what its row calls it.
+        data: the whole file, JPEG or whatever else is read.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Unreadable:
     """An input of which it is known already that it cannot be read: it still gets its row.
 
@@ -62,7 +75,7 @@ class Unreadable:
     reason: str
 
 
-Picture = str | Path | Frame | Unreadable
+Picture = str | Path | Frame | Encoded | Unreadable
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class Source:
     """One input, from where it was found to its row.
 
     Attributes:
-        picture: the file, the frame of a video, or why there is nothing to read.
+        picture: the file, the frame of a video, a file in memory, or why there is nothing to read.
         name: what its row calls it: as given; for a folder that is the only source, the path below it.
         truth: its label where known, else None.
     """
@@ -154,16 +167,19 @@ def answers(
     size = 1 if is_live else max(1, batch_size // n_views)
     if n_sources is not None:
         size = max(1, min(size, -(-n_sources // n_workers)))
-    worker = _Worker(members, size, times)
+    worker = BatchWorker(members, size, times)
     ahead = 1 if is_live else 2 * n_workers
     return prefetch(worker.answer, batches(sources, size), n_threads=n_workers, ahead=ahead)
 
 
-class _Worker:
+class BatchWorker:
     """Takes batches the whole way; called from several threads, each with buffers of its own."""
 
     def __init__(self, members: Sequence[Member], size: int, times: StageTimes) -> None:
-        self._members, self._size, self._times = members, size, times
+        """Args:
+        size: most pictures of a batch.
+        """
+        self._members, self.size, self._times = members, size, times
         # members with the same pixels share them
         self._kinds = list(dict.fromkeys((m.backend.manifest.preprocessing, m.views) for m in members))
         self._kind_of = [self._kinds.index((m.backend.manifest.preprocessing, m.views)) for m in members]
@@ -177,11 +193,12 @@ class _Worker:
         """For each kind (size, n_views, h, w, 3) uint8, made once a thread: fresh memory is dear, page by page."""
         found: list[Pixels] | None = getattr(self._of_thread, "buffers", None)
         if found is None:
-            found = [np.empty((self._size, len(v), *own.size_hw, 3), np.uint8) for own, v in self._kinds]
+            found = [np.empty((self.size, len(v), *own.size_hw, 3), np.uint8) for own, v in self._kinds]
             self._of_thread.buffers = found
         return found
 
     def answer(self, sources: Sequence[Source]) -> Answered:
+        """Every source read, decoded and answered: `size` of them at most."""
         buffers = self._buffers()
         with self._turns.for_pictures(len(sources)):
             reasons = self._load_all(sources, buffers)
@@ -221,10 +238,10 @@ class _Worker:
                 row[:] = view.pixels(image, own)
         self._times.add("preprocess", time.perf_counter() - started)
 
-    def _decoded(self, path: str | Path) -> dict[tuple[int, int, int], Pixels]:
+    def _decoded(self, picture: str | Path | Encoded) -> dict[tuple[int, int, int], Pixels]:
         """A file's picture by background: transparent pixels become that, so a member with another needs another."""
         started = time.perf_counter()
-        data = images.read(path)
+        data = picture.data if isinstance(picture, Encoded) else images.read(picture)
         read = time.perf_counter()
         self._times.add("read", read - started)
         decoded = {background: images.decode(data, *targets) for background, targets in self._targets.items()}

@@ -45,6 +45,11 @@ class StageTimes:
             if each:
                 self.add(stage, sum(each) / 1000, n_images)
 
+    def clear(self) -> None:
+        """Forget all times."""
+        for each in self._ms.values():
+            del each[:]
+
     def mean_ms(self, stage: Stage) -> float:
         """Milliseconds per image; 0 for a stage that did not take place."""
         times = self._ms[stage]

@@ -42,7 +42,7 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
         with lock:
             counted[0] -= 1
 
-    monkeypatch.setattr(pipeline._Worker, "_load", load)
+    monkeypatch.setattr(pipeline.BatchWorker, "_load", load)
     for name, seconds in limits.items():
         monkeypatch.setattr(pipeline, name, seconds)
     frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))

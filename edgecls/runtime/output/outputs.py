@@ -16,7 +16,7 @@ from edgecls.runs import atomic_path
 from edgecls.runtime.options import OutputOptions, SortBy
 from edgecls.runtime.output.label_folders import folder_names
 from edgecls.runtime.output.row import CsvTable
-from edgecls.runtime.pipeline import Frame, Picture, Unreadable
+from edgecls.runtime.pipeline import Encoded, Frame, Picture, Unreadable
 from edgecls.runtime.prediction import Prediction
 
 ABSTAINED: Final = "_abstained"  # folder for images without an answer
@@ -37,7 +37,7 @@ class Outputs:
         """
         if self._table:
             self._table.write([os.path.basename(prediction.path), prediction.label])
-        if self._options.sort_into and not isinstance(picture, Unreadable) and prediction.status != "error":
+        if self._options.sort_into and not isinstance(picture, Unreadable | Encoded) and prediction.status != "error":
             try:
                 self._sort(self._options.sort_into, picture, prediction)
             except OSError as error:

@@ -1,0 +1,190 @@
+"""One bounded queue of pictures, and workers that take what waits as batches through the pipeline of `runtime/`.
+
+A worker that is free takes at once whatever waits, up to a batch: under load batches fill while the others work, and a
+single client never waits for company (unless `max_wait_ms` asks for it). Decoding happens in the workers too, so that
+all cores are busy as in `predict`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.pipeline import BatchWorker, Picture, Source
+from edgecls.runtime.prediction import Prediction
+from edgecls.runtime.stages import StageTimes
+
+
+class QueueFull(Exception):
+    """No room for a request's pictures; it may come again."""
+
+
+class Expired(Exception):
+    """A picture waited longer than its request allowed, and was not looked at."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+        prediction: with its status and, for an error, the reason.
+        probabilities: (n_classes,) in the order of the labels, of several members their mean; None for an error.
+    """
+
+    prediction: Prediction
+    probabilities: NDArray[np.floating[Any]] | None
+
+
+@dataclass
+class _Waiting:
+    """One picture in the queue."""
+
+    source: Source
+    arrived: float
+    expires: float
+    answer: Future[Answer] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker has just done, for whoever counts.
+
+    Attributes:
+        n_images: that were answered; waited_ms: of each of its pictures, in the queue.
+        times: of the stages, for this batch alone.
+    """
+
+    n_images: int
+    waited_ms: tuple[float, ...]
+    times: StageTimes
+    predictions: tuple[Prediction, ...]
+
+
+class Batcher:
+    """The queue and its workers; use it in a `with` block, whose end answers what was accepted and ends the workers.
+
+    Args:
+        capacity: pictures that may wait.
+        max_wait_ms: how long the first of a batch waits for others.
+        on_batch: called by the workers after every batch.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        capacity: int,
+        max_wait_ms: float = 0.0,
+        top_k: int = 1,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        self._classifier, self._top_k, self._on_batch = classifier, top_k, on_batch
+        self._capacity, self._max_wait = capacity, max_wait_ms / 1000
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._collecting = threading.Lock()  # one worker at a time gathers a batch
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
+            for number in range(classifier.n_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._queue)
+
+    def submit(self, pictures: Sequence[Picture], timeout: float) -> list[Future[Answer]]:
+        """Let pictures wait for their answers: all of them, or none. A future that is cancelled is passed over.
+
+        Args:
+            timeout: seconds after which one that still waits gets `Expired` for an answer.
+
+        Raises:
+            QueueFull: there is no room for them, or the end has begun.
+        """
+        now = time.perf_counter()
+        with self._changed:
+            if self._closing or len(self._queue) + len(pictures) > self._capacity:
+                raise QueueFull
+            waiting = [_Waiting(Source.of(picture), now, now + timeout) for picture in pictures]
+            self._queue.extend(waiting)
+            self._changed.notify()
+        return [each.answer for each in waiting]
+
+    def _work(self) -> None:
+        times = StageTimes()
+        worker = self._classifier.worker(times)
+        size = worker.size
+        while True:
+            with self._collecting:
+                batch = self._next(size)
+            if batch is None:
+                return
+            if batch:
+                self._answer(batch, worker, times)
+                times.clear()
+
+    def _next(self, size: int) -> list[_Waiting] | None:
+        """The next pictures whose answer is still wanted, perhaps none of them; None at the end."""
+        with self._changed:
+            while not self._queue:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            deadline = self._queue[0].arrived + self._max_wait
+            while len(self._queue) < size and not self._closing and (left := deadline - time.perf_counter()) > 0:
+                self._changed.wait(left)
+            taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
+            if self._queue:
+                self._changed.notify()
+        now = time.perf_counter()
+        wanted = [each for each in taken if each.answer.set_running_or_notify_cancel()]
+        for each in wanted:
+            if each.expires < now:
+                each.answer.set_exception(Expired())
+        return [each for each in wanted if each.expires >= now]
+
+    def _answer(self, batch: Sequence[_Waiting], worker: BatchWorker, times: StageTimes) -> None:
+        started = time.perf_counter()
+        try:
+            answered = worker.answer([each.source for each in batch])
+            predictions = self._classifier.predictions(answered, self._top_k)
+            rows = iter(self._classifier.mean_probabilities(answered))
+            answers = [
+                Answer(prediction, None if reason else next(rows))
+                for prediction, reason in zip(predictions, answered.reasons, strict=True)
+            ]
+        except Exception as error:  # whatever an engine raises: every one that waits must hear of it
+            for each in batch:
+                each.answer.set_exception(error)
+            return
+        for each, answer in zip(batch, answers, strict=True):
+            each.answer.set_result(answer)
+        waited = tuple(1000 * (started - each.arrived) for each in batch)
+        self._on_batch(Batch(len(batch), waited, times, tuple(predictions)))
+
+    def close(self) -> None:
+        """Accept nothing more, answer what was accepted, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

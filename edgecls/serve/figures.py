@@ -1,0 +1,64 @@
+"""What `/metrics` tells, in Prometheus' form: counts of requests and pictures, the queue, the stages, the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edgecls.runtime.stages import STAGES
+from edgecls.serve.batcher import Batch
+
+_MILLISECONDS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Figures:
+    """The figures of one server, in a registry of its own."""
+
+    def __init__(self, n_waiting: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "edgecls_requests_total", "Requests by path and status.", ["path", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "edgecls_request_seconds", "Time of a request that was answered.", ["path"], registry=registry
+        )
+        self._images = Counter(
+            "edgecls_images_total", "Pictures by what became of them.", ["status"], registry=registry
+        )
+        self._answers = Counter("edgecls_answers_total", "Answers by label.", ["label"], registry=registry)
+        self._confidence = Histogram(
+            "edgecls_confidence", "Probability of the best label.", buckets=_CONFIDENCES, registry=registry
+        )
+        self._batch = Histogram("edgecls_batch_images", "Pictures of a batch.", buckets=_SIZES, registry=registry)
+        self._waited = Histogram(
+            "edgecls_queue_ms", "Milliseconds that a picture waited.", buckets=_MILLISECONDS, registry=registry
+        )
+        self._stages = Histogram(
+            "edgecls_stage_ms",
+            "Milliseconds of a picture by stage.",
+            ["stage"],
+            buckets=_MILLISECONDS,
+            registry=registry,
+        )
+        Gauge("edgecls_queue_images", "Pictures that wait now.", registry=registry).set_function(n_waiting)
+
+    def count_batch(self, batch: Batch) -> None:
+        """Count what a worker has done; called from the workers."""
+        self._batch.observe(batch.n_images)
+        for waited in batch.waited_ms:
+            self._waited.observe(waited)
+        for stage in STAGES:
+            if mean := batch.times.mean_ms(stage):
+                self._stages.labels(stage).observe(mean)
+        for prediction in batch.predictions:
+            self._images.labels(prediction.status).inc()
+            if prediction.label:
+                self._answers.labels(prediction.label).inc()
+                self._confidence.observe(prediction.probability)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self._registry)

@@ -1,0 +1,158 @@
+"""The server: opens the model, lets it prove itself, and answers until it is told to end."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgecls.errors import OptionError, RunError
+from edgecls.golden import Golden
+from edgecls.runs import GOLDEN, Run, members_of
+from edgecls.runtime.backends.belonging import answers_as
+from edgecls.runtime.classifier import Classifier
+from edgecls.serve.app import Service
+from edgecls.serve.options import API_KEY, ServeOptions
+
+_HEADER_SECONDS: Final = 10.0  # in which the head of a request must have arrived
+_KEEP_ALIVE_SECONDS: Final = 30
+_BACKLOG: Final = 2048
+
+
+def serve(options: ServeOptions, *, say: Callable[[str], None] = lambda line: None) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; then what was accepted is answered first.
+
+    Raises:
+        RunError: no such model, it does not give its golden answers here, or the address is taken.
+        OptionError: a file of the key that cannot be read or is empty.
+    """
+    key = _key(options.api_key_file)
+    with Classifier.of(members_of(options.model), options.classifier, on_note=say) as classifier:
+        _prove(classifier)
+        listening = _listen(options.host, options.port)
+        # one that is served without a key to others than this machine
+        if not key and not _is_loopback(options.host):
+            say(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
+        _Server(classifier, options, key, say).run(listening)
+
+
+def _key(file: Path | None) -> str:
+    if file is None:
+        return os.environ.get(API_KEY, "").strip()
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--api-key-file {file}: cannot be read: {error}") from error
+    if not key:
+        raise OptionError(f"--api-key-file {file}: is empty; expected the key")
+    return key
+
+
+def _prove(classifier: Classifier) -> None:
+    """Every member answers its run's golden images, which also warms it up.
+
+    Raises:
+        RunError: one answers otherwise.
+    """
+    for member in classifier.members:
+        folder = member.file.parent if member.file else Path()
+        run = Run(folder.parent if folder.name == "engines" else folder)
+        if run.path(GOLDEN).is_file() and not answers_as(Golden.of(run), member.backend):
+            raise RunError(
+                f"{member.file}: does not give the golden answers of its run on {member.backend.name}, so it is not "
+                f"served; see: edgecls verify {run.folder}"
+            )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise RunError(f"cannot listen on {host} port {port}: {error}; name another one with --port") from error
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Server(uvicorn.Server):
+    """A server that ends with 0 when it is told to end, and answers first what it has accepted."""
+
+    def __init__(self, classifier: Classifier, options: ServeOptions, key: str, say: Callable[[str], None]) -> None:
+        self._service = Service(classifier, options, key=key, is_ending=lambda: self.should_exit)
+        self._say, self._name = say, classifier.backend_name
+        super().__init__(
+            uvicorn.Config(
+                self._service.app(),
+                http=_Impatient,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=int(options.limits.timeout) + 1,
+            )
+        )
+
+    def run(self, listening: socket.socket) -> None:  # type: ignore[override]
+        with self._service.batcher:
+            host, port = listening.getsockname()[:2]
+            self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._name}")
+            super().run(sockets=[listening])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which raises the signal once more at the end: the exit code would be that of a kill."""
+        if threading.current_thread() is not threading.main_thread():  # only there signals can be listened to
+            yield
+            return
+        before = {sign: signal.signal(sign, self.handle_exit) for sign in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
+
+class _Impatient(H11Protocol):
+    """Cuts a connection on which the head of a request has not arrived in time, which uvicorn itself waits for."""
+
+    _cut: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._cut is None:
+            self._wait()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(error)
+
+    def _wait(self) -> None:
+        self._cut = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None

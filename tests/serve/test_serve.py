@@ -1,0 +1,514 @@
+"""The server over real connections: the answers of `predict`, the protocol, its limits, an end that loses nothing."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgecls
+from edgecls.errors import OptionError, RunError
+from edgecls.golden import Golden
+from edgecls.images import decode
+from edgecls.runs import Run
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.pipeline import BatchWorker
+from edgecls.serve import run as running
+from edgecls.serve.options import LimitOptions, ServeOptions
+from edgecls.serve.run import serve
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class Client:
+    """Requests to one server."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def __call__(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+            answer = connection.getresponse()
+            content = answer.read()
+            is_json = answer.headers.get_content_type() == "application/json"
+            return answer.status, json.loads(content) if is_json else content, answer.headers
+        finally:
+            connection.close()
+
+
+@contextmanager
+def served(model: Path, **options: Any) -> Iterator[Client]:
+    """A server of this process on a free port, until the end of the block."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    asked = ServeOptions(str(model), **options)
+    key = running._key(asked.api_key_file)
+    with Classifier.of([model], asked.classifier) as classifier:
+        server = running._Server(classifier, asked, key, lambda line: None)
+        server._service._log = lambda line: None
+        thread = threading.Thread(target=server.run, args=(listening,))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield Client(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client(exported_run: Path) -> Iterator[Client]:
+    with served(exported_run, top_k=2, limits=LimitOptions(max_body_mb=1, max_images=8, body_timeout=1.0)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def files(exported_run: Path) -> list[Path]:
+    return sorted((exported_run.parent / "photos").rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def expected(exported_run: Path, files: list[Path]) -> list[tuple[str, float]]:
+    with Classifier.open(exported_run) as classifier:
+        return [(each.label, round(each.probability, 6)) for each in classifier.predict(files)]
+
+
+def answers(said: Any) -> list[tuple[str, float]]:
+    return [(each["label"], each["probability"]) for each in said["predictions"]]
+
+
+def near(got: list[tuple[str, float]], expected: list[tuple[str, float]]) -> bool:
+    """The same labels; a batch of another size may round otherwise."""
+    return [label for label, _ in got] == [label for label, _ in expected] and np.allclose(
+        [value for _, value in got], [value for _, value in expected], atol=1e-4
+    )
+
+
+def test_a_picture_is_answered_as_predict_answers_it(
+    client: Client, files: list[Path], expected: list[tuple[str, float]]
+) -> None:
+    for file, right in zip(files, expected, strict=True):
+        status, said, _ = client("POST", "/predict", file.read_bytes(), Content_Type="image/png")
+        assert status == 200
+        assert near(answers(said), [right])
+        assert set(said["predictions"][0]) == {
+            "path", "status", "label", "probability", "reason", "label_2", "probability_2",
+        }  # fmt: skip
+
+
+def test_forms_and_json_bring_several(client: Client, files: list[Path], expected: list[tuple[str, float]]) -> None:
+    some = files[:3]
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="f"; filename="%d.png"\r\nContent-Type: image/png\r\n\r\n'
+        % number
+        + file.read_bytes()
+        for number, file in enumerate(some)
+    ]
+    note = b'--x\r\nContent-Disposition: form-data; name="note"\r\n\r\nno file'
+    form = b"\r\n".join([*parts, note, b"--x--\r\n"])
+    status, said, _ = client("POST", "/predict", form, Content_Type="multipart/form-data; boundary=x")
+    assert (status, near(answers(said), expected[:3])) == (200, True)
+    data = json.dumps({"images": [base64.b64encode(file.read_bytes()).decode() for file in some]})
+    status, said, _ = client("POST", "/predict", data.encode(), Content_Type="application/json")
+    assert (status, near(answers(said), expected[:3])) == (200, True)
+
+
+def test_the_bytes_of_a_form_arrive_as_they_were(client: Client) -> None:
+    """Line ends inside a file, which a parser of mail might change."""
+    from edgecls.serve.bodies import pictures_of
+
+    random.seed(0)
+    for _ in range(50):
+        data = bytes(random.choice(b"\r\n\x00-ab\xff") for _ in range(random.randrange(1, 400)))
+        body = b'--bnd\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\n' + data + b"\r\n--bnd--\r\n"
+        (picture,) = pictures_of("multipart/form-data; boundary=bnd", body, 1)
+        assert picture.data == data  # type: ignore[union-attr]
+
+
+def infer(client: Client, asked: dict[str, Any], behind: bytes = b"") -> tuple[int, Any, http.client.HTTPMessage]:
+    header = json.dumps(asked).encode()
+    more = {HEADER_LENGTH: str(len(header))} if behind else {}
+    return client("POST", "/v2/models/model/infer", header + behind, **more)
+
+
+def of_name(said: Any, name: str) -> Any:
+    return next(each for each in said["outputs"] if each["name"] == name)
+
+
+def test_the_open_inference_protocol_in_json(
+    client: Client, files: list[Path], expected: list[tuple[str, float]]
+) -> None:
+    assert client("GET", "/v2")[1]["extensions"] == ["binary_tensor_data", "classification"]
+    assert client("GET", "/v2/models/model")[1]["outputs"][0]["shape"] == [-1, 2]
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/model/ready"):
+        assert client("GET", path)[0] == 200
+    data = [base64.b64encode(file.read_bytes()).decode() for file in files[:2]]
+    asked = {"id": "7", "inputs": [{"name": "images", "datatype": "BYTES", "shape": [2], "data": data}]}
+    status, said, _ = infer(client, asked)
+    assert (status, said["id"], said["model_name"]) == (200, "7", "model")
+    assert of_name(said, "labels")["data"] == [label for label, _ in expected[:2]]
+    probabilities = np.reshape(of_name(said, "probabilities")["data"], of_name(said, "probabilities")["shape"])
+    assert np.allclose(probabilities.max(1), [value for _, value in expected[:2]], atol=1e-4)
+    pixels = decode(files[0].read_bytes())
+    asked = {
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, *pixels.shape], "data": pixels.tolist()}],
+        "outputs": [{"name": "probabilities", "parameters": {"classification": 1}}],
+    }
+    status, said, _ = infer(client, asked)
+    value, index, label = of_name(said, "probabilities")["data"][0].split(":")
+    assert (status, label) == (200, expected[0][0])
+    assert (said["outputs"][0]["shape"], float(value)) == ([1, 1], pytest.approx(expected[0][1], abs=1e-4))
+    assert index == "01"[["checks", "stripes"].index(label)]
+
+
+def test_the_binary_extension(client: Client, files: list[Path], expected: list[tuple[str, float]]) -> None:
+    content = [file.read_bytes() for file in files[:2]]
+    behind = b"".join(struct.pack("<I", len(each)) + each for each in content)
+    some = {"name": "images", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(behind)}}
+    status, said, headers = infer(client, {"inputs": [some], "parameters": {"binary_data_output": True}}, behind)
+    assert status == 200
+    length = int(headers[HEADER_LENGTH])
+    outputs = json.loads(said[:length])["outputs"]
+    sizes = [each["parameters"]["binary_data_size"] for each in outputs]
+    assert length + sum(sizes) == len(said)
+    probabilities = np.frombuffer(said[length : length + sizes[0]], "<f4").reshape(outputs[0]["shape"])
+    assert np.allclose(probabilities.max(1), [value for _, value in expected[:2]], atol=1e-4)
+    texts = said[length + sizes[0] :]
+    (first,) = struct.unpack_from("<I", texts)
+    assert texts[4 : 4 + first].decode() == expected[0][0]
+    pixels = np.stack([decode(file) for file in content])
+    some = {
+        "name": "images", "datatype": "UINT8", "shape": list(pixels.shape),
+        "parameters": {"binary_data_size": pixels.nbytes},
+    }  # fmt: skip
+    status, said, _ = infer(client, {"inputs": [some]}, pixels.tobytes())
+    assert of_name(said, "labels")["data"] == [label for label, _ in expected[:2]]
+
+
+def test_tritons_own_client(client: Client, files: list[Path], expected: list[tuple[str, float]]) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as other:
+        assert other.is_server_live()
+        assert other.is_model_ready("model")
+        assert other.get_model_metadata("model")["inputs"][0]["name"] == "images"
+        encoded = np.array([file.read_bytes() for file in files[:3]], np.object_)
+        some = triton.InferInput("images", [3], "BYTES")
+        some.set_data_from_numpy(encoded)
+        result = other.infer("model", [some])
+        assert [each.decode() for each in result.as_numpy("labels")] == [label for label, _ in expected[:3]]
+        assert np.allclose(result.as_numpy("probabilities").max(1), [value for _, value in expected[:3]], atol=1e-4)
+        wanted = triton.InferRequestedOutput("probabilities", class_count=2)
+        best = other.infer("model", [some], outputs=[wanted]).as_numpy("probabilities")
+        assert best.shape == (3, 2)
+        assert best[0][0].decode().split(":")[2] == expected[0][0]
+
+
+def given(datatype: str, shape: list[Any], data: Any = None, **more: Any) -> dict[str, Any]:
+    """A request for one input."""
+    return {"inputs": [{"name": "images", "datatype": datatype, "shape": shape, "data": data}], **more}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (b"[]", "JSON object"),
+        (b"{", "not JSON"),
+        (b"[" * 5000, "not JSON"),
+        (b"{}", "inputs: expected"),
+        ({"inputs": [{"name": "x"}]}, "expected `images`"),
+        (given("FP32", [1]), "expected BYTES"),
+        (given("BYTES", [-1]), "above 0"),
+        (given("BYTES", [True]), "above 0"),
+        (given("BYTES", [99], []), "8 pictures at most"),
+        (given("BYTES", [2], ["AA=="]), "1 elements"),
+        (given("BYTES", [1], ["?"]), "not base64"),
+        (given("BYTES", [1], ["AAAA"]), "picture 0: not an image"),
+        (given("UINT8", [1, 9, 9, 4]), "[n, height, width, 3]"),
+        (given("UINT8", [1, 1, 1, 3], [1, 2, 300]), "0 to 255"),
+        (given("UINT8", [1, 1 << 30, 1 << 30, 3], [1]), "0 to 255"),
+        (given("BYTES", [1], ["AAAA"], id=3), "id: expected"),
+        (given("BYTES", [1], ["AAAA"], outputs=[{"name": "y"}]), "output 'y'"),
+        (
+            {"inputs": [{**given("BYTES", [1])["inputs"][0], "parameters": {"binary_data_size": 5}}]},
+            "there are 0",
+        ),
+    ],
+)
+def test_what_the_protocol_does_not_allow_is_told(client: Client, asked: Any, words: str) -> None:
+    body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+    status, said, _ = client("POST", "/v2/models/model/infer", body)
+    assert status == 400
+    assert words in said["error"]
+
+
+def test_limits_are_kept_before_anything_is_decoded(client: Client, files: list[Path]) -> None:
+    assert client("POST", "/predict", b"x" * 1_000_001)[0] == 413
+    chunks = socket.create_connection(("127.0.0.1", client.port))
+    chunks.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(12):
+        chunks.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+    assert b" 413 " in chunks.recv(1000)
+    chunks.close()
+    images = [base64.b64encode(files[0].read_bytes()).decode()] * 9
+    status, said, _ = client(
+        "POST", "/predict", json.dumps({"images": images}).encode(), Content_Type="application/json"
+    )
+    assert (status, said["error"]) == (400, "there are 9 pictures: expected 8 at most")
+    assert client("POST", "/predict", b"")[0] == 400
+    assert client("GET", "/predict")[0] == 405
+    assert client("GET", "/v2/models/other")[0] == 404
+    assert client("POST", "/predict", b"not a picture")[0] == 422
+
+
+def test_whoever_sends_slowly_is_cut(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_HEADER_SECONDS", 0.3)
+    head = socket.create_connection(("127.0.0.1", client.port), timeout=5)
+    head.sendall(b"POST /predict HTTP/1.1\r\nHost:")
+    assert head.recv(1000) == b""
+    body = socket.create_connection(("127.0.0.1", client.port), timeout=5)
+    body.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    assert b" 408 " in body.recv(1000)
+    for each in (head, body):
+        each.close()
+
+
+def test_nothing_malformed_is_answered_500(
+    client: Client, files: list[Path], expected: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_HEADER_SECONDS", 0.3)
+    random.seed(0)
+    good = files[0].read_bytes()
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(good) + good
+    seen = set()
+    for number in range(200):
+        kind = number % 5
+        if kind == 0:
+            data = random.randbytes(random.randrange(1, 2000))
+        elif kind == 1:
+            body = good[: random.randrange(1, len(good))]
+            data = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        elif kind == 2:
+            data = bytearray(request)
+            for _ in range(8):
+                data[random.randrange(len(data))] = random.randrange(256)
+        elif kind == 3:
+            data = request[: random.randrange(1, len(request))]  # and then it leaves
+        else:
+            data = b"GET /predict HTTP/1.1\r\nHost: " + b"h" * random.choice([10, 100_000]) + b"\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+            try:
+                connection.sendall(bytes(data))
+                if kind in (0, 3):  # what is not whole is not waited for
+                    connection.shutdown(socket.SHUT_WR)
+                answer = connection.recv(1000)
+            except OSError:  # cut
+                continue
+        if answer:
+            status = answer.split(b" ")[1]
+            seen.add(status)
+            assert status != b"500", data[:200]
+    assert {b"400", b"422"} <= seen
+    status, said, _ = client("POST", "/predict", good)
+    assert (status, near(answers(said), expected[:1])) == (200, True)
+
+
+def test_many_at_once_get_the_right_answers(
+    client: Client, files: list[Path], expected: list[tuple[str, float]]
+) -> None:
+    wrong: list[Any] = []
+
+    def ask(first: int) -> None:
+        for step in range(20):
+            which = (first + step) % len(files)
+            status, said, _ = client("POST", "/predict", files[which].read_bytes())
+            if status != 200 or not near(answers(said), [expected[which]]):
+                wrong.append((which, status, said))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    text = client("GET", "/metrics")[1].decode()
+    assert 'edgecls_requests_total{path="/predict",status="200"}' in text
+    for name in (
+        "edgecls_batch_images_count",
+        "edgecls_stage_ms_bucket",
+        "edgecls_queue_images 0.0",
+        "edgecls_confidence_sum",
+    ):
+        assert name in text
+
+
+class Gate:
+    """Lets the workers answer only once it is open, and counts what they answered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.n_begun, self.n_pictures = threading.Event(), 0, 0
+        real = BatchWorker.answer
+
+        def answer(worker: BatchWorker, sources: Any) -> Any:
+            self.n_begun += 1
+            self.n_pictures += len(sources)
+            self.opened.wait(20)
+            return real(worker, sources)
+
+        monkeypatch.setattr(BatchWorker, "answer", answer)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def in_background(ask: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(ask()))
+    thread.start()
+    return thread, got
+
+
+def test_a_full_queue_says_so_at_once(exported_run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    data = files[0].read_bytes()
+    with served(exported_run, limits=LimitOptions(queue=2)) as client:
+        n_workers = os.cpu_count() or 1
+        busy = []
+        for number in range(n_workers):
+            busy.append(in_background(lambda: client("POST", "/predict", data)))
+            until(lambda: gate.n_begun == number + 1)  # noqa: B023  it is waited for here
+        waiting = [in_background(lambda: client("POST", "/predict", data)) for _ in range(2)]
+        until(lambda: b"edgecls_queue_images 2.0" in client("GET", "/metrics")[1])
+        status, _, headers = client("POST", "/predict", data)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        gate.opened.set()
+        for thread, got in [*busy, *waiting]:
+            thread.join(20)
+            assert got[0][0] == 200
+
+
+def test_what_waits_too_long_is_answered_504_and_not_worked_for(
+    exported_run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    data = files[0].read_bytes()
+    with served(exported_run, limits=LimitOptions(timeout=0.5)) as client:
+        n_workers = os.cpu_count() or 1
+        for number in range(n_workers):
+            in_background(lambda: client("POST", "/predict", data))
+            until(lambda: gate.n_begun == number + 1)  # noqa: B023
+        assert client("POST", "/predict", data)[0] == 504
+        left = socket.create_connection(("127.0.0.1", client.port))
+        left.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        until(lambda: b"edgecls_queue_images 2.0" in client("GET", "/metrics")[1])
+        left.close()  # before it was looked at
+        time.sleep(0.2)
+        gate.opened.set()
+        assert client("POST", "/predict", data)[0] == 200
+        assert gate.n_pictures == n_workers + 1
+
+
+def test_a_key_is_asked_for(exported_run: Path, files: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    data = files[0].read_bytes()
+    with served(exported_run, api_key_file=file) as client:
+        assert client("POST", "/predict", data)[0] == 401
+        assert client("POST", "/predict", data, Authorization="Bearer wrong")[0] == 401
+        assert client("POST", "/predict", data, X_API_Key="secrét".encode().decode("latin-1"))[0] == 401
+        assert client("POST", "/predict", data, Authorization="Bearer secret")[0] == 200
+        assert client("POST", "/predict", data, X_API_Key="secret")[0] == 200
+        assert client("GET", "/v2/health/ready")[0] == 200
+        assert client("GET", "/metrics")[0] == 401
+    file.write_text(" ")
+    with pytest.raises(OptionError, match="is empty; expected the key"):
+        serve(ServeOptions(str(exported_run), api_key_file=file))
+
+
+def test_a_model_that_answers_otherwise_is_not_served(exported_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported_run, run)
+    golden = Golden.of(Run(run))
+    replace(golden, logits=-golden.logits).write(Run(run))
+    with pytest.raises(RunError, match="golden"):
+        serve(ServeOptions(str(run), port=0))
+
+
+def test_an_address_that_is_taken_is_told(exported_run: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(RunError, match="name another one with --port"),
+    ):
+        serve(ServeOptions(str(exported_run), port=taken.getsockname()[1]))
+
+
+def test_sigterm_in_the_middle_of_load_loses_nothing(
+    exported_run: Path, files: list[Path], expected: list[tuple[str, float]], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgecls.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "edgecls.cli", "serve", str(exported_run), "--port", "0"]
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert server.stderr
+    line = next(line for line in server.stderr if line.startswith("ready: "))
+    drained = threading.Thread(target=server.stderr.read)
+    drained.start()
+    client = Client(int(line.split(":")[3].split(",")[0]))
+    cut: list[Any] = []
+    right = 0
+    stopping = threading.Event()
+
+    def ask(which: int) -> None:
+        nonlocal right
+        while not stopping.is_set():
+            try:
+                status, said, _ = client("POST", "/predict", files[which].read_bytes())
+            except ConnectionRefusedError:  # it listens no longer: nothing was accepted
+                return
+            except (OSError, http.client.HTTPException) as error:
+                cut.append(error)
+                return
+            assert status in (200, 503), (status, said)
+            if status == 200:
+                assert near(answers(said), [expected[which]])
+                right += 1
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: right > 30)
+    server.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(30)
+    stopping.set()
+    assert server.wait(30) == 0
+    drained.join(10)
+    server.stderr.close()
+    # a connection that the kernel took and the server never saw is reset; no request of which it read a byte is lost
+    assert all(isinstance(each, ConnectionResetError | http.client.RemoteDisconnected) for each in cut), cut
+    assert len(cut) <= 6
