@@ -2,10 +2,11 @@
 
     python benchmarks/serving.py RUN PHOTOS [--clients 64] [--seconds 60] [--rates 0.1,0.5,0.9] [--also PORT/PATH ...]
 
-In one run, in turn: `edgecls predict` of the folder; the server with as many clients as are asked for, each with one
-request at a time; then clients that ask at a share of that rate, whose waiting times are told. The clients run in one
-process of their own, beside the server on the same cores, and their share of the time is told: on two cores it is part
-of what the server loses to `predict`. Other servers that are started already are asked likewise: `--also 8001/predict`.
+In one run, in turn: `edgecls predict` of the folder; the server with one client; with as many as are asked for, each with
+one request at a time; then clients that ask at a share of that rate, whose waiting times are told. The clients run in
+one process of their own, beside the server on the same cores, and their share of the time is told: on two cores it is
+part of what the server loses to `predict`. Servers that are started already are asked likewise: `--also 8001/predict`,
+or `8001/predict#form` for those that take pictures as a form (`benchmarks/serving_rivals.py` has two).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-_HEAD = "POST /{path} HTTP/1.1\r\nHost: bench\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
+_HEAD = "POST /{path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+_FORM = b'--bench\r\nContent-Disposition: form-data; name="content"; filename="photo.jpg"\r\n\r\n%b\r\n--bench--\r\n'
 
 
 @dataclass
@@ -94,8 +96,9 @@ def tell(name: str, load: Load, seconds: float, cpu: float) -> float:
     rate = load.statuses[200] / seconds
     p50, p95, p99 = np.percentile(load.ms, [50, 95, 99])
     print(
-        f"{name}: {rate:.1f} img/s, {p50:.1f} / {p95:.1f} / {p99:.1f} ms (p50 / p95 / p99), statuses {dict(load.statuses)}, "
-        f"{load.wrong} wrong, {load.lost} lost; the clients took {cpu / seconds:.2f} cores",
+        f"{name}: {rate:.1f} img/s, {p50:.1f} / {p95:.1f} / {p99:.1f} ms (p50 / p95 / p99), "
+        f"statuses {dict(load.statuses)}, {load.wrong} wrong, {load.lost} lost; "
+        f"the clients took {cpu / seconds:.2f} cores",
         flush=True,
     )
     return rate
@@ -134,7 +137,10 @@ def main() -> None:
     drain = subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
 
     def bench(name: str, address: tuple[str, int], path: str, right, n: int, gap: float) -> float:
-        requests = [_HEAD.format(path=path, length=file.stat().st_size).encode() + file.read_bytes() for file in files]
+        path, _, form = path.partition("#")
+        bodies = [_FORM % file.read_bytes() if form else file.read_bytes() for file in files]
+        kind = "multipart/form-data; boundary=bench" if form else "image/jpeg"
+        requests = [_HEAD.format(path=path, kind=kind, length=len(body)).encode() + body for body in bodies]
         cpu = time.process_time()
         load = asyncio.run(many(address, requests, right, n, asked.seconds, gap))
         return tell(name, load, asked.seconds, time.process_time() - cpu)
