@@ -2,11 +2,11 @@
 
     python benchmarks/serving.py RUN PHOTOS [--clients 64] [--seconds 60] [--rates 0.1,0.5,0.9] [--also PORT/PATH ...]
 
-In one run, in turn: `edgecls predict` of the folder; the server with one client; with as many as are asked for, each with
-one request at a time; then clients that ask at a share of that rate, whose waiting times are told. The clients run in
-one process of their own, beside the server on the same cores, and their share of the time is told: on two cores it is
-part of what the server loses to `predict`. Servers that are started already are asked likewise: `--also 8001/predict`,
-or `8001/predict#form` for those that take pictures as a form (`benchmarks/serving_rivals.py` has two).
+In one run, in turn: `edgecls predict` of the folder; the server with one client; with as many as are asked for, each
+with one request at a time; then clients that ask at a share of that rate, whose waiting times are told. The clients run
+in one process of their own, beside the server on the same cores, and their share of the time is told: on two cores it
+is part of what the server loses to `predict`. Servers that are started already are asked likewise: `--also
+8001/predict`, or `8001/predict#form` for those that take pictures as a form (`benchmarks/serving_rivals.py` has two).
 """
 
 from __future__ import annotations
