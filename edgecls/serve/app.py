@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -28,8 +28,10 @@ from edgecls.serve.inference_protocol import BadRequest
 from edgecls.serve.options import ServeOptions
 
 _RETRY_SECONDS: Final = "1"
+_LARGE: Final = 200_000  # bytes, which take about a millisecond to take apart
 _LEFT: Final = 499  # nginx's number for a client that did not wait; it goes to the log alone
 
+_T = TypeVar("_T")
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -48,7 +50,7 @@ class Service:
         *,
         key: str = "",
         is_ending: Callable[[], bool] = lambda: False,
-        log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._classifier, self._options, self._key = classifier, options, key
         self._is_ending, self._log = is_ending, log
@@ -156,9 +158,8 @@ class Service:
                 each.cancel()
 
     async def _predict(self, request: Request) -> Response:
-        pictures = pictures_of(
-            request.headers.get("content-type", ""), await self._body(request), self._options.limits.max_images
-        )
+        kind, body = request.headers.get("content-type", ""), await self._body(request)
+        pictures = await _aside(len(body), partial(pictures_of, kind, body, self._options.limits.max_images))
         answers = await self._answers(request, pictures)
         rows = [row(each.prediction, self._members) for each in answers]
         # rows of some pictures that cannot be read are an answer; where none can, the request is at fault
@@ -167,7 +168,7 @@ class Service:
 
     async def _infer(self, request: Request) -> Response:
         body, header_length = await self._body(request), request.headers.get(protocol.HEADER_LENGTH)
-        asked = protocol.parse(body, header_length, self._options.limits.max_images)
+        asked = await _aside(len(body), partial(protocol.parse, body, header_length, self._options.limits.max_images))
         answers = await self._answers(request, asked.pictures)
         for number, each in enumerate(answers):
             if each.prediction.status == "error":
@@ -202,6 +203,11 @@ def _error(status: int, words: str, headers: dict[str, str] | None = None) -> Re
 
 async def _no_such_address(request: Request, error: Any) -> Response:
     return _error(error.status_code, "there is nothing at this address, or not by this method")
+
+
+async def _aside(n_bytes: int, parse: Callable[[], _T]) -> _T:
+    """What `parse` returns; a large body is taken apart in a thread, so that no other request waits for it."""
+    return parse() if n_bytes < _LARGE else await asyncio.to_thread(parse)
 
 
 async def _all(waiting: Sequence[asyncio.Future[Answer]]) -> list[Answer]:

@@ -21,6 +21,7 @@ from edgecls.runs import GOLDEN, Run, members_of
 from edgecls.runtime.backends.belonging import answers_as
 from edgecls.runtime.classifier import Classifier
 from edgecls.serve.app import Service
+from edgecls.serve.log import Log
 from edgecls.serve.options import API_KEY, ServeOptions
 
 _HEADER_SECONDS: Final = 10.0  # in which the head of a request must have arrived
@@ -96,7 +97,8 @@ class _Server(uvicorn.Server):
     """A server that ends with 0 when it is told to end, and answers first what it has accepted."""
 
     def __init__(self, classifier: Classifier, options: ServeOptions, key: str, say: Callable[[str], None]) -> None:
-        self._service = Service(classifier, options, key=key, is_ending=lambda: self.should_exit)
+        self._log = Log()
+        self._service = Service(classifier, options, key=key, is_ending=lambda: self.should_exit, log=self._log)
         self._say, self._name = say, classifier.backend_name
         super().__init__(
             uvicorn.Config(
@@ -117,6 +119,7 @@ class _Server(uvicorn.Server):
             host, port = listening.getsockname()[:2]
             self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._name}")
             super().run(sockets=[listening])
+        self._log.close()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -203,7 +203,9 @@ def test_a_graph_that_does_not_fit_its_manifest_is_refused(rtx: Any, tmp_path: P
 
 
 def test_without_a_gpu_the_error_says_what_to_do(rtx: Any, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no CUDA GPU was found .* --compute-capability 8\.6.* edgecls doctor says why"):
+    with pytest.raises(
+        OptionError, match=r"no CUDA GPU was found .* --compute-capability 8\.6.* edgecls doctor says why"
+    ):
         build_engine(write_onnx(tmp_path / "model.onnx"), tmp_path)
 
 

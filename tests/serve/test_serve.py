@@ -66,7 +66,6 @@ def served(model: Path, **options: Any) -> Iterator[Client]:
     key = running._key(asked.api_key_file)
     with Classifier.of([model], asked.classifier) as classifier:
         server = running._Server(classifier, asked, key, lambda line: None)
-        server._service._log = lambda line: None
         thread = threading.Thread(target=server.run, args=(listening,))
         thread.start()
         try:
@@ -512,3 +511,36 @@ def test_sigterm_in_the_middle_of_load_loses_nothing(
     # a connection that the kernel took and the server never saw is reset; no request of which it read a byte is lost
     assert all(isinstance(each, ConnectionResetError | http.client.RemoteDisconnected) for each in cut), cut
     assert len(cut) <= 6
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(exported_run: Path, files: list[Path], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgecls.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "edgecls.cli", "serve", str(exported_run), "--port", "0"]
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert server.stderr
+    line = next(line for line in server.stderr if line.startswith("ready: "))
+    client = Client(int(line.split(":")[3].split(",")[0]))
+    for _ in range(800):  # more lines than a pipe holds
+        assert client("GET", "/v2")[0] == 200
+    assert client("POST", "/predict", files[0].read_bytes())[0] == 200
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    server.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "a/b"}, "letters, digits"),
+        ({"name": ""}, "letters, digits"),
+        ({"port": 70_000}, "0 to 65535"),
+        ({"max_wait_ms": float("inf")}, "0 to 60000"),
+        ({"limits": {"timeout": float("inf")}}, "at most 86,400"),
+        ({"limits": {"timeout": float("nan")}}, "a number above 0"),
+        ({"limits": {"queue": 0}}, "1 or more"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
+    limits, others = options.get("limits", {}), {name: each for name, each in options.items() if name != "limits"}
+    with pytest.raises(OptionError, match=words):
+        ServeOptions("run", limits=LimitOptions(**limits), **others)
