@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import queue
-import sys
 import threading
 from contextlib import suppress
 from typing import Final
 
+_STDERR: Final = 2
 _MOST_WAITING: Final = 10_000  # lines; what comes beyond them is dropped
 
 
@@ -26,9 +27,9 @@ class Log:
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with suppress(OSError, ValueError):  # it was closed
-                if sys.stderr is not None:
-                    print(line, file=sys.stderr, flush=True)
+            # not through sys.stderr, whose lock a write that waits for ever would hold when the process ends
+            with suppress(OSError):  # it was closed
+                os.write(_STDERR, f"{line}\n".encode(errors="replace"))
 
     def close(self, seconds: float = 1.0) -> None:
         """Write what waits, for as long as this at most."""

@@ -66,6 +66,7 @@ def served(model: Path, **options: Any) -> Iterator[Client]:
     key = running._key(asked.api_key_file)
     with Classifier.of([model], asked.classifier) as classifier:
         server = running._Server(classifier, asked, key, lambda line: None)
+        server._service._log = lambda line: None
         thread = threading.Thread(target=server.run, args=(listening,))
         thread.start()
         try:
