@@ -176,8 +176,10 @@ class BatchWorker:
     """Takes batches the whole way; called from several threads, each with buffers of its own."""
 
     def __init__(self, members: Sequence[Member], size: int, times: StageTimes) -> None:
-        """Args:
-        size: most pictures of a batch.
+        """Make the plan; buffers come with the first batch of a thread.
+
+        Args:
+            size: most pictures of a batch.
         """
         self._members, self.size, self._times = members, size, times
         # members with the same pixels share them
