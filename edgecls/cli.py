@@ -396,7 +396,7 @@ def doctor(options: DoctorOptions, as_json: AsJson = False) -> None:
 
 
 @app.command()
-@flags(ServeOptions, arguments=("model",))
+@flags(ServeOptions, arguments=("default_model",))
 def serve(options: ServeOptions) -> None:
     """Answer over HTTP: POST /predict with a picture, or the Open Inference Protocol. SIGTERM ends it after what was accepted."""
     with _needs_extra("edgecls serve", "serve"):

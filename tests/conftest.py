@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from edgecls.images import Pixels
 from tests.fakes import tensorrt
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def draw(kind: str, seed: int, size: int = 24) -> Pixels:
@@ -130,3 +133,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; the test is skipped where there is none."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    playwright = pytest.importorskip("playwright.sync_api")
+    if program is None:
+        pytest.skip("no Chromium: install Debian's package chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -10,18 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.pipeline import BatchWorker, Picture, Source
+from edgecls.runtime.pipeline import BatchWorker, Frame, Picture, Source
 from edgecls.runtime.prediction import Prediction
-from edgecls.runtime.stages import StageTimes
+from edgecls.runtime.stages import STAGES, Stage, StageTimes
+
+_SIDE: Final = (
+    64  # pixels of the picture that each worker answers before the first request: that takes ten times as long
+)
 
 
 class QueueFull(Exception):
@@ -39,10 +44,14 @@ class Answer:
     Attributes:
         prediction: with its status and, for an error, the reason.
         probabilities: (n_classes,) in the order of the labels, of several members their mean; None for an error.
+        waited_ms: in the queue.
+        stages_ms: by stage, of its batch the mean of a picture.
     """
 
     prediction: Prediction
     probabilities: NDArray[np.floating[Any]] | None
+    waited_ms: float
+    stages_ms: Mapping[Stage, float]
 
 
 @dataclass
@@ -61,17 +70,19 @@ class Batch:
 
     Attributes:
         n_images: that were answered; waited_ms: of each of its pictures, in the queue.
-        times: of the stages, for this batch alone.
+        stages_ms: by stage, the mean of a picture.
     """
 
     n_images: int
     waited_ms: tuple[float, ...]
-    times: StageTimes
+    stages_ms: Mapping[Stage, float]
     predictions: tuple[Prediction, ...]
 
 
 class Batcher:
-    """The queue and its workers; use it in a `with` block, whose end answers what was accepted and ends the workers.
+    """The queue and its workers, which have answered one picture each before it is made.
+
+    Use it in a `with` block, whose end answers what was accepted and ends the workers.
 
     Args:
         capacity: pictures that may wait.
@@ -94,12 +105,14 @@ class Batcher:
         self._changed = threading.Condition()
         self._collecting = threading.Lock()  # one worker at a time gathers a batch
         self._closing = False
+        warm = threading.Barrier(classifier.n_workers + 1)
         self._threads = [
-            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
+            threading.Thread(target=self._work, args=(warm,), name=f"batch-{number}", daemon=True)
             for number in range(classifier.n_workers)
         ]
         for thread in self._threads:
             thread.start()
+        warm.wait()
 
     @property
     def n_waiting(self) -> int:
@@ -123,10 +136,14 @@ class Batcher:
             self._changed.notify()
         return [each.answer for each in waiting]
 
-    def _work(self) -> None:
+    def _work(self, warm: threading.Barrier) -> None:
         times = StageTimes()
         worker = self._classifier.worker(times)
         size = worker.size
+        with suppress(Exception):  # whatever an engine raises, the requests will be told
+            worker.answer([Source.of(Frame("", np.zeros((_SIDE, _SIDE, 3), np.uint8)))])
+        times.clear()
+        warm.wait()
         while True:
             with self._collecting:
                 batch = self._next(size)
@@ -162,9 +179,11 @@ class Batcher:
             answered = worker.answer([each.source for each in batch])
             predictions = self._classifier.predictions(answered, self._top_k)
             rows = iter(self._classifier.mean_probabilities(answered))
+            stages = {stage: mean for stage in STAGES if (mean := times.mean_ms(stage))}
+            waited = tuple(1000 * (started - each.arrived) for each in batch)
             answers = [
-                Answer(prediction, None if reason else next(rows))
-                for prediction, reason in zip(predictions, answered.reasons, strict=True)
+                Answer(prediction, None if reason else next(rows), ms, stages)
+                for prediction, reason, ms in zip(predictions, answered.reasons, waited, strict=True)
             ]
         except Exception as error:  # whatever an engine raises: every one that waits must hear of it
             for each in batch:
@@ -172,8 +191,7 @@ class Batcher:
             return
         for each, answer in zip(batch, answers, strict=True):
             each.answer.set_result(answer)
-        waited = tuple(1000 * (started - each.arrived) for each in batch)
-        self._on_batch(Batch(len(batch), waited, times, tuple(predictions)))
+        self._on_batch(Batch(len(batch), waited, stages, tuple(predictions)))
 
     def close(self) -> None:
         """Accept nothing more, answer what was accepted, and end."""

@@ -1,4 +1,4 @@
-"""What `/metrics` tells, in Prometheus' form: counts of requests and pictures, the queue, the stages, the answers."""
+"""What `/metrics` tells, in Prometheus' form: counts of requests and pictures, the queues, the stages, the answers."""
 
 from __future__ import annotations
 
@@ -17,47 +17,56 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Figures:
     """The figures of one server, in a registry of its own."""
 
-    def __init__(self, n_waiting: Callable[[], int]) -> None:
+    def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "edgecls_requests_total", "Requests by path and status.", ["path", "status"], registry=registry
+            "edgecls_requests_total", "Requests by address and status.", ["path", "status"], registry=registry
         )
         self.seconds = Histogram(
             "edgecls_request_seconds", "Time of a request that was answered.", ["path"], registry=registry
         )
-        self._images = Counter(
-            "edgecls_images_total", "Pictures by what became of them.", ["status"], registry=registry
-        )
-        self._answers = Counter("edgecls_answers_total", "Answers by label.", ["label"], registry=registry)
-        self._confidence = Histogram(
-            "edgecls_confidence", "Probability of the best label.", buckets=_CONFIDENCES, registry=registry
-        )
-        self._batch = Histogram("edgecls_batch_images", "Pictures of a batch.", buckets=_SIZES, registry=registry)
-        self._waited = Histogram(
-            "edgecls_queue_ms", "Milliseconds that a picture waited.", buckets=_MILLISECONDS, registry=registry
-        )
-        self._stages = Histogram(
-            "edgecls_stage_ms",
-            "Milliseconds of a picture by stage.",
-            ["stage"],
-            buckets=_MILLISECONDS,
+        self.loads = Counter(
+            "edgecls_loads_total", "Times that a model was loaded anew, or could not be.", ["model", "result"],
             registry=registry,
+        )  # fmt: skip
+        self._images = Counter(
+            "edgecls_images_total", "Pictures by what became of them.", ["model", "status"], registry=registry
         )
-        Gauge("edgecls_queue_images", "Pictures that wait now.", registry=registry).set_function(n_waiting)
+        self._answers = Counter("edgecls_answers_total", "Answers by label.", ["model", "label"], registry=registry)
+        self._confidence = Histogram(
+            "edgecls_confidence", "Probability of the best label.", ["model"], buckets=_CONFIDENCES, registry=registry
+        )
+        self._batch = Histogram(
+            "edgecls_batch_images", "Pictures of a batch.", ["model"], buckets=_SIZES, registry=registry
+        )
+        self._waited = Histogram(
+            "edgecls_queue_ms", "Milliseconds that a picture waited.", ["model"], buckets=_MILLISECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self._stages = Histogram(
+            "edgecls_stage_ms", "Milliseconds of a picture by stage.", ["model", "stage"], buckets=_MILLISECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self._waiting = Gauge("edgecls_queue_images", "Pictures that wait now.", ["model"], registry=registry)
 
-    def count_batch(self, batch: Batch) -> None:
+    def watch_queue(self, model: str, n_waiting: Callable[[], int]) -> None:
+        """Tell the length of a model's queue."""
+        self._waiting.labels(model).set_function(n_waiting)
+
+    def count_batch(self, model: str, batch: Batch) -> None:
         """Count what a worker has done; called from the workers."""
-        self._batch.observe(batch.n_images)
-        for waited in batch.waited_ms:
-            self._waited.observe(waited)
+        self._batch.labels(model).observe(batch.n_images)
+        waited, confidence = self._waited.labels(model), self._confidence.labels(model)
+        for each in batch.waited_ms:
+            waited.observe(each)
         for stage in STAGES:
-            if mean := batch.times.mean_ms(stage):
-                self._stages.labels(stage).observe(mean)
+            if mean := batch.stages_ms.get(stage):
+                self._stages.labels(model, stage).observe(mean)
         for prediction in batch.predictions:
-            self._images.labels(prediction.status).inc()
+            self._images.labels(model, prediction.status).inc()
             if prediction.label:
-                self._answers.labels(prediction.label).inc()
-                self._confidence.observe(prediction.probability)
+                self._answers.labels(model, prediction.label).inc()
+                confidence.observe(prediction.probability)
 
     def text(self) -> bytes:
         """The exposition."""

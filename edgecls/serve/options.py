@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from edgecls.options import Options, Rule, above, at_least, between, option
+from edgecls.options import Options, Rule, above, at_least, between, expect, option
 from edgecls.runs import LATEST
 from edgecls.runtime.options import ClassifierOptions
 
@@ -38,10 +39,21 @@ class LimitOptions(Options):
 class ServeOptions(Options):
     """All options of `edgecls serve`."""
 
-    model: str = option(LATEST, "A run folder, a bundle, an ONNX file or an engine.")
+    model: str | None = option(
+        None,
+        "The model that /predict asks: a run folder, a bundle, an ONNX file, an engine, or the folder of an ensemble.",
+        shown=f"the first --model, else {LATEST}",
+        flag="default_model",
+    )
+    models: tuple[str, ...] = option(
+        (),
+        "NAME=MODEL: one more model, at /predict/NAME and /v2/models/NAME. Repeat the flag for several.",
+        flag="model",
+        repeat=True,
+    )
     host: str = option("127.0.0.1", "Address to listen on. 0.0.0.0 is reachable from other machines.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", rule=between(0, 65535))
-    name: str = option("model", "What the model is called in the addresses of the Open Inference Protocol.", rule=_NAME)
+    name: str = option("model", "What the model that is given without a name is called in addresses.", rule=_NAME)
     top_k: int = option(1, "How many labels a row of /predict has, best first.", rule=at_least(1))
     max_wait_ms: float = option(
         0.0,
@@ -53,3 +65,24 @@ class ServeOptions(Options):
     )
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.named  # noqa: B018  told at once, before anything is opened
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """Which model answers to which name; the first one is the one that `/predict` asks.
+
+        Raises:
+            OptionError: one of `models` is not NAME=MODEL, or a name is there twice.
+        """
+        found = {self.name: self.model or LATEST} if self.model or not self.models else {}
+        for each in self.models:
+            name, equals, place = each.partition("=")
+            expect(
+                bool(equals and place and _NAME.holds(name)), "model", each, f"NAME=MODEL; a name has {_NAME.expected}"
+            )
+            expect(name not in found, "model", each, "names that differ")
+            found[name] = place
+        return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,34 +18,37 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgecls.errors import OptionError, RunError
-from edgecls.golden import Golden
-from edgecls.runs import GOLDEN, Run, members_of
-from edgecls.runtime.backends.belonging import answers_as
-from edgecls.runtime.classifier import Classifier
 from edgecls.serve.app import Service
+from edgecls.serve.figures import Figures
 from edgecls.serve.log import Log
+from edgecls.serve.models import LoadedModel, ServedModel
 from edgecls.serve.options import API_KEY, ServeOptions
 
+_HANGUP: Final = getattr(signal, "SIGHUP", None)  # Windows has none
 _HEADER_SECONDS: Final = 10.0  # in which the head of a request must have arrived
 _KEEP_ALIVE_SECONDS: Final = 30
 _BACKLOG: Final = 2048
 
 
 def serve(options: ServeOptions, *, say: Callable[[str], None] = lambda line: None) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; then what was accepted is answered first.
+    """Serve models until SIGTERM or Ctrl-C; then what was accepted is answered first. SIGHUP loads all models anew.
 
     Raises:
         RunError: no such model, it does not give its golden answers here, or the address is taken.
         OptionError: a file of the key that cannot be read or is empty.
     """
     key = _key(options.api_key_file)
-    with Classifier.of(members_of(options.model), options.classifier, on_note=say) as classifier:
-        _prove(classifier)
+    figures = Figures()
+    with ExitStack() as opened:
+        models = {}
+        for name, place in options.named.items():
+            load = partial(LoadedModel.load, name, place, options, figures, say)
+            models[name] = opened.enter_context(closing(ServedModel(name, load)))
         listening = _listen(options.host, options.port)
         # one that is served without a key to others than this machine
         if not key and not _is_loopback(options.host):
             say(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
-        _Server(classifier, options, key, say).run(listening)
+        _Server(models, options, figures, key, say).run(listening)
 
 
 def _key(file: Path | None) -> str:
@@ -56,22 +61,6 @@ def _key(file: Path | None) -> str:
     if not key:
         raise OptionError(f"--api-key-file {file}: is empty; expected the key")
     return key
-
-
-def _prove(classifier: Classifier) -> None:
-    """Every member answers its run's golden images, which also warms it up.
-
-    Raises:
-        RunError: one answers otherwise.
-    """
-    for member in classifier.members:
-        folder = member.file.parent if member.file else Path()
-        run = Run(folder.parent if folder.name == "engines" else folder)
-        if run.path(GOLDEN).is_file() and not answers_as(Golden.of(run), member.backend):
-            raise RunError(
-                f"{member.file}: does not give the golden answers of its run on {member.backend.name}, so it is not "
-                f"served; see: edgecls verify {run.folder}"
-            )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -96,10 +85,21 @@ def _is_loopback(host: str) -> bool:
 class _Server(uvicorn.Server):
     """A server that ends with 0 when it is told to end, and answers first what it has accepted."""
 
-    def __init__(self, classifier: Classifier, options: ServeOptions, key: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        options: ServeOptions,
+        figures: Figures,
+        key: str,
+        say: Callable[[str], None],
+    ) -> None:
         self._log = Log()
-        self._service = Service(classifier, options, key=key, is_ending=lambda: self.should_exit, log=self._log)
-        self._say, self._name = say, classifier.backend_name
+        self._service = Service(
+            models, options, figures, key=key, is_ending=lambda: self.should_exit, log=self._log
+        )  # fmt: skip
+        self._say = say
+        self._on = ", ".join(dict.fromkeys(each.loaded.classifier.backend_name for each in models.values()))
+        self._reloading: set[asyncio.Task[None]] = set()
         super().__init__(
             uvicorn.Config(
                 self._service.app(),
@@ -115,11 +115,20 @@ class _Server(uvicorn.Server):
         )
 
     def run(self, listening: socket.socket) -> None:  # type: ignore[override]
-        with self._service.batcher:
-            host, port = listening.getsockname()[:2]
-            self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._name}")
-            super().run(sockets=[listening])
+        host, port = listening.getsockname()[:2]
+        self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._on}")
+        super().run(sockets=[listening])
         self._log.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if _HANGUP is not None and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(_HANGUP, self._reload)
+
+    def _reload(self) -> None:
+        task = asyncio.ensure_future(self._service.reload_all())
+        self._reloading.add(task)  # asyncio itself keeps no task alive
+        task.add_done_callback(self._reloading.discard)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

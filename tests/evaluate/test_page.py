@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +23,6 @@ SCRIPT = "<script>alert(1)</script>"
 LABELS = (SCRIPT, 'a "quoted" one', "قطة & كلب")
 NAMES = ('it\'s "quoted".png', "🐈 cat.png", "a%2Fb.png", "صورة.png", "<b>bold.png", "plain.png")
 CPU = ClassifierOptions("fp32", "cpu")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    playwright = pytest.importorskip("playwright.sync_api")
-    if program is None:
-        pytest.skip("no Chromium: install Debian's package chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

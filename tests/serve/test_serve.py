@@ -11,12 +11,10 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import edgecls
 from edgecls.errors import OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.images import decode
@@ -34,49 +31,9 @@ from edgecls.runtime.pipeline import BatchWorker
 from edgecls.serve import run as running
 from edgecls.serve.options import LimitOptions, ServeOptions
 from edgecls.serve.run import serve
+from tests.serve.server import Client, answers, near, process, served, until
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-
-class Client:
-    """Requests to one server."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def __call__(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, Any, http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
-            answer = connection.getresponse()
-            content = answer.read()
-            is_json = answer.headers.get_content_type() == "application/json"
-            return answer.status, json.loads(content) if is_json else content, answer.headers
-        finally:
-            connection.close()
-
-
-@contextmanager
-def served(model: Path, **options: Any) -> Iterator[Client]:
-    """A server of this process on a free port, until the end of the block."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    asked = ServeOptions(str(model), **options)
-    key = running._key(asked.api_key_file)
-    with Classifier.of([model], asked.classifier) as classifier:
-        server = running._Server(classifier, asked, key, lambda line: None)
-        server._service._log = lambda line: None
-        thread = threading.Thread(target=server.run, args=(listening,))
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield Client(listening.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +51,6 @@ def files(exported_run: Path) -> list[Path]:
 def expected(exported_run: Path, files: list[Path]) -> list[tuple[str, float]]:
     with Classifier.open(exported_run) as classifier:
         return [(each.label, round(each.probability, 6)) for each in classifier.predict(files)]
-
-
-def answers(said: Any) -> list[tuple[str, float]]:
-    return [(each["label"], each["probability"]) for each in said["predictions"]]
-
-
-def near(got: list[tuple[str, float]], expected: list[tuple[str, float]]) -> bool:
-    """The same labels; a batch of another size may round otherwise."""
-    return [label for label, _ in got] == [label for label, _ in expected] and np.allclose(
-        [value for _, value in got], [value for _, value in expected], atol=1e-4
-    )
 
 
 def test_a_picture_is_answered_as_predict_answers_it(
@@ -161,7 +107,7 @@ def of_name(said: Any, name: str) -> Any:
 def test_the_open_inference_protocol_in_json(
     client: Client, files: list[Path], expected: list[tuple[str, float]]
 ) -> None:
-    assert client("GET", "/v2")[1]["extensions"] == ["binary_tensor_data", "classification"]
+    assert client("GET", "/v2")[1]["extensions"] == ["binary_tensor_data", "classification", "model_repository"]
     assert client("GET", "/v2/models/model")[1]["outputs"][0]["shape"] == [-1, 2]
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/model/ready"):
         assert client("GET", path)[0] == 200
@@ -358,7 +304,7 @@ def test_many_at_once_get_the_right_answers(
     for name in (
         "edgecls_batch_images_count",
         "edgecls_stage_ms_bucket",
-        "edgecls_queue_images 0.0",
+        'edgecls_queue_images{model="model"} 0.0',
         "edgecls_confidence_sum",
     ):
         assert name in text
@@ -380,13 +326,6 @@ class Gate:
         monkeypatch.setattr(BatchWorker, "answer", answer)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def in_background(ask: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(ask()))
@@ -395,16 +334,16 @@ def in_background(ask: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 
 def test_a_full_queue_says_so_at_once(exported_run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
     data = files[0].read_bytes()
     with served(exported_run, limits=LimitOptions(queue=2)) as client:
+        gate = Gate(monkeypatch)
         n_workers = os.cpu_count() or 1
         busy = []
         for number in range(n_workers):
             busy.append(in_background(lambda: client("POST", "/predict", data)))
             until(lambda: gate.n_begun == number + 1)  # noqa: B023  it is waited for here
         waiting = [in_background(lambda: client("POST", "/predict", data)) for _ in range(2)]
-        until(lambda: b"edgecls_queue_images 2.0" in client("GET", "/metrics")[1])
+        until(lambda: b'edgecls_queue_images{model="model"} 2.0' in client("GET", "/metrics")[1])
         status, _, headers = client("POST", "/predict", data)
         assert (status, headers["Retry-After"]) == (503, "1")
         gate.opened.set()
@@ -416,9 +355,9 @@ def test_a_full_queue_says_so_at_once(exported_run: Path, files: list[Path], mon
 def test_what_waits_too_long_is_answered_504_and_not_worked_for(
     exported_run: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch)
     data = files[0].read_bytes()
     with served(exported_run, limits=LimitOptions(timeout=0.5)) as client:
+        gate = Gate(monkeypatch)
         n_workers = os.cpu_count() or 1
         for number in range(n_workers):
             in_background(lambda: client("POST", "/predict", data))
@@ -426,7 +365,7 @@ def test_what_waits_too_long_is_answered_504_and_not_worked_for(
         assert client("POST", "/predict", data)[0] == 504
         left = socket.create_connection(("127.0.0.1", client.port))
         left.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
-        until(lambda: b"edgecls_queue_images 2.0" in client("GET", "/metrics")[1])
+        until(lambda: b'edgecls_queue_images{model="model"} 2.0' in client("GET", "/metrics")[1])
         left.close()  # before it was looked at
         time.sleep(0.2)
         gate.opened.set()
@@ -460,6 +399,22 @@ def test_a_model_that_answers_otherwise_is_not_served(exported_run: Path, tmp_pa
         serve(ServeOptions(str(run), port=0))
 
 
+def test_a_server_that_is_killed_leaves_nothing_behind(exported_run: Path, files: list[Path], tmp_path: Path) -> None:
+    client, server = process(tmp_path, exported_run)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as waiting:
+        waiting.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+        assert client("GET", "/v2/health/live")[0] == 200
+        server.kill()
+        server.wait(10)
+        with suppress(ConnectionResetError):
+            assert waiting.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        client("POST", "/predict", files[0].read_bytes())
+    assert server.stderr
+    server.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_address_that_is_taken_is_told(exported_run: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -471,14 +426,10 @@ def test_an_address_that_is_taken_is_told(exported_run: Path) -> None:
 def test_sigterm_in_the_middle_of_load_loses_nothing(
     exported_run: Path, files: list[Path], expected: list[tuple[str, float]], tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(edgecls.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "edgecls.cli", "serve", str(exported_run), "--port", "0"]
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    client, server = process(tmp_path, exported_run)
     assert server.stderr
-    line = next(line for line in server.stderr if line.startswith("ready: "))
     drained = threading.Thread(target=server.stderr.read)
     drained.start()
-    client = Client(int(line.split(":")[3].split(",")[0]))
     cut: list[Any] = []
     right = 0
     stopping = threading.Event()
@@ -515,12 +466,8 @@ def test_sigterm_in_the_middle_of_load_loses_nothing(
 
 
 def test_a_log_that_nobody_reads_holds_nothing_up(exported_run: Path, files: list[Path], tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(edgecls.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "edgecls.cli", "serve", str(exported_run), "--port", "0"]
-    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    client, server = process(tmp_path, exported_run)
     assert server.stderr
-    line = next(line for line in server.stderr if line.startswith("ready: "))
-    client = Client(int(line.split(":")[3].split(",")[0]))
     for _ in range(800):  # more lines than a pipe holds
         assert client("GET", "/v2")[0] == 200
     assert client("POST", "/predict", files[0].read_bytes())[0] == 200
