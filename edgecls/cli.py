@@ -402,7 +402,7 @@ def serve(options: ServeOptions) -> None:
     with _needs_extra("edgecls serve", "serve"):
         from edgecls.serve.run import serve as answer
 
-    answer(options, say=lambda line: typer.echo(line, err=True))
+    answer(options)
 
 
 @app.command()

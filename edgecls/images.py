@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -192,7 +192,24 @@ def _kind(mode: int) -> str:
     return "a device"
 
 
+class Decoded(NamedTuple):
+    """A picture, (h, w, 3) uint8 upright RGB, and height and width as its file has them: before its orientation is
+    applied, and at full scale."""
+
+    pixels: Pixels
+    stored_hw: tuple[int, int]
+
+
 def decode(data: bytes, *targets: Preprocessing) -> Pixels:
+    """The pixels of `decode_file`: (h, w, 3) uint8, RGB.
+
+    Raises:
+        ImageError: as there.
+    """
+    return decode_file(data, *targets).pixels
+
+
+def decode_file(data: bytes, *targets: Preprocessing) -> Decoded:
     """Decode a whole file to upright RGB.
 
     EXIF orientation is applied; grey and palette become RGB; 16 bits are scaled to 8; CMYK and LAB are converted;
@@ -203,9 +220,6 @@ def decode(data: bytes, *targets: Preprocessing) -> Pixels:
         targets: where given, a JPEG may be decoded at reduced scale, twice what each of them asks for or more.
             They must have one background.
 
-    Returns:
-        (h, w, 3) uint8, RGB.
-
     Raises:
         ImageError: empty, truncated, damaged, not an image, or decoding needs more than `MAX_BYTES`.
     """
@@ -213,10 +227,12 @@ def decode(data: bytes, *targets: Preprocessing) -> Pixels:
     try:
         if header is None or not header.is_plain:
             stored, orientation = _by_pillow(data)
+            hw = stored.shape[:2]
         else:
             stored, orientation = _by_opencv(data, header, targets), header.orientation
+            hw = header.height, header.width
         background = (targets[0] if targets else Preprocessing()).background
-        return _upright(_rgb(stored, background), orientation)
+        return Decoded(_upright(_rgb(stored, background), orientation), hw)
     except MemoryError as error:
         raise ImageError("decoding it needs more memory than this process can get") from error
 

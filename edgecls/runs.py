@@ -41,6 +41,7 @@ FIGURES: Final = "figures"
 CONTACT_SHEET: Final = "figures/batch.png"  # what training sees, and prediction
 GOLDEN: Final = "golden.npz"
 CALIBRATION: Final = "calibration.json"
+BASELINE: Final = "baseline.json"  # what the validation images are like, to tell when others differ
 EXPORT: Final = "export.json"
 ENSEMBLE: Final = "ensemble.json"  # names the runs below a folder that vote together
 ENGINES: Final = "engines"
@@ -262,6 +263,11 @@ def point_latest_at(folder: Path) -> None:
             f"the run {folder} is complete, but {link} cannot name it ({error.strerror or error}); give its path in "
             "place of `latest`"
         ) from error
+
+
+def folder_of_run(file: Path) -> Path:
+    """Where the run of a model file or an engine is, if it is part of one: engines have a folder of their own in it."""
+    return file.parent.parent if file.parent.name == ENGINES else file.parent
 
 
 def find_model(name: str | Path) -> Path:

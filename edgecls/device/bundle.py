@@ -14,6 +14,7 @@ from edgecls.errors import RunError
 from edgecls.manifest import Manifest, without_places
 from edgecls.records import json_text
 from edgecls.runs import (
+    BASELINE,
     CALIBRATION,
     ENSEMBLE,
     EXPORT,
@@ -98,7 +99,7 @@ def _files_of(run: Run) -> Iterator[tuple[str, Path | bytes]]:
     files: dict[str, Path | bytes] = {model.name: model for model in models}
     if run.path(GOLDEN).is_file():
         files[GOLDEN] = run.path(GOLDEN)
-    for name in (EXPORT, CALIBRATION):
+    for name in (EXPORT, CALIBRATION, BASELINE):
         if run.path(name).is_file():
             files[name] = json_text(without_places(read_json(run.path(name)))).encode()
     if run.path(REPORT).is_file():

@@ -14,6 +14,7 @@ from dataclasses import replace
 import onnx
 
 from edgecls.evaluate.page.run_page import write_run_page
+from edgecls.export.baseline import baseline_of
 from edgecls.export.calibrate import Calibrator
 from edgecls.export.convert import precisions_of, write_fp16, write_fp32
 from edgecls.export.data import ExportData
@@ -29,6 +30,7 @@ from edgecls.export.staging import commit, commit_report, staging
 from edgecls.manifest import Precision
 from edgecls.progress import Progress
 from edgecls.runs import (
+    BASELINE,
     ENGINES,
     EXPORT,
     MODEL_FILES,
@@ -59,6 +61,9 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
         result = report(job, _write(job), started)
         write_json(staged / EXPORT, result.to_json())
         write_run_page(run, staged, result.to_json())
+        file = job.file(result.serves)
+        if baseline := baseline_of(file, data.validation, progress):
+            write_json(staged / BASELINE, baseline.to_json())
         gone = commit(staged, run, result.precisions["fp32"].temperature)
     if gone:
         progress.on_step(f"removed {', '.join(gone)}: of an earlier export, and not measured beside the new files")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from edgecls.errors import RunError
 from edgecls.runs import (
+    BASELINE,
     EXPORT,
     MANIFEST,
     MODEL_FILES,
@@ -55,7 +56,8 @@ def commit(staged: Path, run: Run, temperature: float) -> list[str]:
     Model files that this export did not make go; returns their names. They may come from another model.onnx, and
     nothing was measured of them.
     """
-    gone = [name for name in MODEL_FILES.values() if run.path(name).exists() and not (staged / name).exists()]
+    made = (*MODEL_FILES.values(), BASELINE)
+    gone = [name for name in made if run.path(name).exists() and not (staged / name).exists()]
     _replace_together(staged, run, temperature, gone)
     return gone
 

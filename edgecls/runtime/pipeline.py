@@ -10,6 +10,7 @@ Small pictures are loaded by one worker at a time, while the others infer: see `
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgecls import images
 from edgecls.errors import ImageError
-from edgecls.images import Pixels
+from edgecls.images import Decoded, Pixels
 from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, prefetch
 from edgecls.runtime.backends.protocol import Backend
@@ -32,6 +33,7 @@ from edgecls.runtime.stages import StageTimes
 from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
+_GRID: Final = 32
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
 
@@ -135,11 +137,15 @@ class Answered:
         sources: as they came, in their order.
         reasons: one for each source; empty where it was answered.
         members: of each member the answers to the n sources without a reason, in their order.
+        brightness: (n,) mean of each of these pictures as the first member sees it, 0 to 255, taken from a grid.
+        sides: (n,) geometric mean of the sides of each as its file has them, in pixels.
     """
 
     sources: Sequence[Source]
     reasons: tuple[str, ...]
     members: tuple[MemberAnswers, ...]
+    brightness: NDArray[np.float64]
+    sides: NDArray[np.float64]
 
 
 def answers(
@@ -203,8 +209,8 @@ class BatchWorker:
         """Every source read, decoded and answered: `size` of them at most."""
         buffers = self._buffers()
         with self._turns.for_pictures(len(sources)):
-            reasons = self._load_all(sources, buffers)
-        n = reasons.count("")
+            reasons, sides = self._load_all(sources, buffers)
+        n = len(sides)
         times = StageTimes()  # of all members, and of all views: an image is one image, however often it is looked at
         members = [
             self._infer(member, buffers[kind], n, times)
@@ -212,41 +218,51 @@ class BatchWorker:
         ]
         if n:
             self._times.add_all(times, n)
-        return Answered(sources, tuple(reasons), tuple(members))
+        return Answered(sources, tuple(reasons), tuple(members), _brightness(buffers[0][:n, 0]), np.array(sides, float))
 
-    def _load_all(self, sources: Sequence[Source], buffers: Sequence[Pixels]) -> list[str]:
-        """Those that can be loaded, one behind the other from the first row on; why not, or nothing, of each source."""
-        reasons, n = [], 0
+    def _load_all(self, sources: Sequence[Source], buffers: Sequence[Pixels]) -> tuple[list[str], list[float]]:
+        """Those that can be loaded, one behind the other from the first row on.
+
+        Returns:
+            why not, or nothing, of each source; the mean side of each that was loaded.
+        """
+        reasons: list[str] = []
+        sides: list[float] = []
         for source in sources:
             try:
-                self._load(source.picture, [buffer[n] for buffer in buffers])
+                height, width = self._load(source.picture, [buffer[len(sides)] for buffer in buffers])
                 reasons.append("")
-                n += 1
+                sides.append(math.sqrt(height * width))
             except ImageError as error:
                 reasons.append(error.reason)
             except MemoryError:
                 reasons.append("answering it needs more memory than this process can get")
-        return reasons
+        return reasons, sides
 
-    def _load(self, picture: Picture, into: Sequence[Pixels]) -> None:
-        """One picture as every kind of member sees it, into (n_views, h, w, 3) each."""
+    def _load(self, picture: Picture, into: Sequence[Pixels]) -> tuple[int, int]:
+        """One picture as every kind of member sees it, into (n_views, h, w, 3) each; height and width of its file."""
         if isinstance(picture, Unreadable):
             raise ImageError(picture.reason)
-        decoded = {} if isinstance(picture, Frame) else self._decoded(picture)
+        decoded = self._framed(picture) if isinstance(picture, Frame) else self._decoded(picture)
         started = time.perf_counter()
         for (own, views), rows in zip(self._kinds, into, strict=True):
-            image = picture.pixels if isinstance(picture, Frame) else decoded[own.background]
+            image = decoded[own.background].pixels
             for view, row in zip(views, rows, strict=True):
                 row[:] = view.pixels(image, own)
         self._times.add("preprocess", time.perf_counter() - started)
+        return decoded[self._kinds[0][0].background].stored_hw
 
-    def _decoded(self, picture: str | Path | Encoded) -> dict[tuple[int, int, int], Pixels]:
+    def _framed(self, frame: Frame) -> dict[tuple[int, int, int], Decoded]:
+        height, width = frame.pixels.shape[:2]
+        return dict.fromkeys(self._targets, Decoded(frame.pixels, (height, width)))
+
+    def _decoded(self, picture: str | Path | Encoded) -> dict[tuple[int, int, int], Decoded]:
         """A file's picture by background: transparent pixels become that, so a member with another needs another."""
         started = time.perf_counter()
         data = picture.data if isinstance(picture, Encoded) else images.read(picture)
         read = time.perf_counter()
         self._times.add("read", read - started)
-        decoded = {background: images.decode(data, *targets) for background, targets in self._targets.items()}
+        decoded = {background: images.decode_file(data, *targets) for background, targets in self._targets.items()}
         self._times.add("decode", time.perf_counter() - read)
         return decoded
 
@@ -290,6 +306,13 @@ class _LoadingTurns:
             yield
             cpu, seconds = time.thread_time() - cpu, time.perf_counter() - started
             self._are_small = cpu < n * _SMALL_CPU_SECONDS and seconds < n * _SMALL_SECONDS
+
+
+def _brightness(pixels: Pixels) -> NDArray[np.float64]:
+    """Mean of each picture of (n, h, w, 3), from a grid of at most `_GRID` pixels a side: one call for all of them."""
+    step = -(-max(pixels.shape[1:3]) // _GRID)
+    mean: NDArray[np.float64] = pixels[:, ::step, ::step].mean(axis=(1, 2, 3))
+    return mean
 
 
 def _closest(own: Preprocessing, views: Sequence[View]) -> Preprocessing:

@@ -13,11 +13,13 @@ from typing import Any, Final
 import numpy as np
 
 from edgecls.datasets import ClassNames
+from edgecls.drift import Drift
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.manifest import Precision
 from edgecls.progress import Progress
 from edgecls.runs import remove_leftovers, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.drift_watch import DriftWatch
 from edgecls.runtime.input.sources import Sources, find_sources
 from edgecls.runtime.options import PredictOptions
 from edgecls.runtime.output.outputs import Outputs, open_outputs
@@ -47,6 +49,8 @@ class PredictReport:
         backend, precision, model: of an ensemble those of its members, with a comma between.
         tta: views against the plain one; None without them or without known labels.
         ensemble: None for one model.
+        drift: how the pictures differ from the validation images; None for few pictures, or where the run does not
+            say what those were like. Images that were `resumed` are not in it.
     """
 
     images: int
@@ -69,6 +73,7 @@ class PredictReport:
     out: str
     tta: TtaReport | None = None
     ensemble: EnsembleReport | None = None
+    drift: Drift | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,6 +114,7 @@ class _Prediction:
         self.names = model.voting.names if len(model.members) > 1 else ()
         n_views = len(model.members[0].views)
         self.views = ViewTally(n_views) if n_views > 1 and not self.names else None
+        self.watch = DriftWatch.of(model)
         self.votes = EnsembleTally(model.voting, options.vote.subsets) if self.names else None
 
     def run(self) -> PredictReport:
@@ -181,6 +187,8 @@ class _Prediction:
         for answered in self.model.answers(sources, times=self.times, n_sources=n_left, is_live=self.sources.is_live):
             self._tally(answered)
             predictions = self.model.predictions(answered, self.top_k)
+            if self.watch:
+                self.watch.add(answered, predictions)
             sure = [prediction.unless_below(self.options.min_confidence) for prediction in predictions]
             yield list(zip(answered.sources, sure, strict=True))
 
@@ -229,6 +237,7 @@ class _Prediction:
             out=str(options.rows.file) if options.rows.file else "-",
             tta=self._tta(),
             ensemble=self.votes.report(backends) if self.votes else None,
+            drift=self.watch.drift() if self.watch else None,
         )
         if options.report:
             write_json(options.report, report.to_json())

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgecls import __version__
+from edgecls.drift import Drift
 from edgecls.runtime.output.row import row
 from edgecls.runtime.pipeline import Picture
 from edgecls.serve import inference_protocol as protocol
@@ -68,7 +69,7 @@ class Service:
         self._models, self._options, self._figures, self._key = models, options, figures, key
         self._is_ending, self._log = is_ending, log
         for name, model in models.items():
-            figures.watch_queue(name, lambda model=model: model.loaded.batcher.n_waiting)  # type: ignore[misc]
+            figures.watch(name, partial(_n_waiting, model), partial(_drift, model))
 
     def app(self) -> Starlette:
         """The routes. Health, the page and the description of all this ask for no key."""
@@ -284,6 +285,14 @@ def _timing(answers: Sequence[Answer]) -> dict[str, str]:
     first = answers[0]
     stages = (("queue", first.waited_ms), *(each for each in first.stages_ms.items() if each[0] != "read"))
     return {"Server-Timing": ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in stages)}
+
+
+def _n_waiting(model: ServedModel) -> int:
+    return model.loaded.batcher.n_waiting
+
+
+def _drift(model: ServedModel) -> Drift | None:
+    return model.loaded.drift()
 
 
 async def _aside(n_bytes: int, parse: Callable[[], _T]) -> _T:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.pipeline import BatchWorker, Frame, Picture, Source
+from edgecls.runtime.pipeline import Answered, BatchWorker, Frame, Picture, Source
 from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import STAGES, Stage, StageTimes
 
@@ -69,11 +69,12 @@ class Batch:
     """What a worker has just done, for whoever counts.
 
     Attributes:
-        n_images: that were answered; waited_ms: of each of its pictures, in the queue.
+        answered: its pictures; waited_ms: of each, in the queue.
         stages_ms: by stage, the mean of a picture.
+        predictions: one for each picture.
     """
 
-    n_images: int
+    answered: Answered
     waited_ms: tuple[float, ...]
     stages_ms: Mapping[Stage, float]
     predictions: tuple[Prediction, ...]
@@ -191,7 +192,7 @@ class Batcher:
             return
         for each, answer in zip(batch, answers, strict=True):
             each.answer.set_result(answer)
-        self._on_batch(Batch(len(batch), waited, stages, tuple(predictions)))
+        self._on_batch(Batch(answered, waited, stages, tuple(predictions)))
 
     def close(self) -> None:
         """Accept nothing more, answer what was accepted, and end."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from edgecls.drift import FEATURES, Drift, Feature
 from edgecls.runtime.stages import STAGES
 from edgecls.serve.batcher import Batch
 
@@ -47,15 +50,27 @@ class Figures:
             "edgecls_stage_ms", "Milliseconds of a picture by stage.", ["model", "stage"], buckets=_MILLISECONDS,
             registry=registry,
         )  # fmt: skip
+        self._drift = Gauge(
+            "edgecls_drift_psi", "Population stability index of the last pictures against the validation images.",
+            ["model", "feature"], registry=registry,
+        )  # fmt: skip
         self._waiting = Gauge("edgecls_queue_images", "Pictures that wait now.", ["model"], registry=registry)
 
-    def watch_queue(self, model: str, n_waiting: Callable[[], int]) -> None:
-        """Tell the length of a model's queue."""
+    def watch(self, model: str, n_waiting: Callable[[], int], drift: Callable[[], Drift | None]) -> None:
+        """Tell the length of a model's queue, and how far its last pictures are from its validation images: NaN where
+        that is not known."""
         self._waiting.labels(model).set_function(n_waiting)
+
+        def psi(feature: Feature) -> float:
+            now = drift()
+            return now.features[feature].psi if now and feature in now.features else math.nan
+
+        for feature in FEATURES:
+            self._drift.labels(model, feature).set_function(partial(psi, feature))
 
     def count_batch(self, model: str, batch: Batch) -> None:
         """Count what a worker has done; called from the workers."""
-        self._batch.labels(model).observe(batch.n_images)
+        self._batch.labels(model).observe(len(batch.predictions))
         waited, confidence = self._waited.labels(model), self._confidence.labels(model)
         for each in batch.waited_ms:
             waited.observe(each)

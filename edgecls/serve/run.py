@@ -30,7 +30,7 @@ _KEEP_ALIVE_SECONDS: Final = 30
 _BACKLOG: Final = 2048
 
 
-def serve(options: ServeOptions, *, say: Callable[[str], None] = lambda line: None) -> None:
+def serve(options: ServeOptions) -> None:
     """Serve models until SIGTERM or Ctrl-C; then what was accepted is answered first. SIGHUP loads all models anew.
 
     Raises:
@@ -40,15 +40,16 @@ def serve(options: ServeOptions, *, say: Callable[[str], None] = lambda line: No
     key = _key(options.api_key_file)
     figures = Figures()
     with ExitStack() as opened:
+        log = opened.enter_context(closing(Log()))
         models = {}
         for name, place in options.named.items():
-            load = partial(LoadedModel.load, name, place, options, figures, say)
+            load = partial(LoadedModel.load, name, place, options, figures, log)
             models[name] = opened.enter_context(closing(ServedModel(name, load)))
         listening = _listen(options.host, options.port)
         # one that is served without a key to others than this machine
         if not key and not _is_loopback(options.host):
-            say(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
-        _Server(models, options, figures, key, say).run(listening)
+            log(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
+        _Server(models, options, figures, key, log).run(listening)
 
 
 def _key(file: Path | None) -> str:
@@ -91,13 +92,12 @@ class _Server(uvicorn.Server):
         options: ServeOptions,
         figures: Figures,
         key: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        self._log = Log()
+        self._log = log
         self._service = Service(
-            models, options, figures, key=key, is_ending=lambda: self.should_exit, log=self._log
+            models, options, figures, key=key, is_ending=lambda: self.should_exit, log=log
         )  # fmt: skip
-        self._say = say
         self._on = ", ".join(dict.fromkeys(each.loaded.classifier.backend_name for each in models.values()))
         self._reloading: set[asyncio.Task[None]] = set()
         super().__init__(
@@ -116,9 +116,8 @@ class _Server(uvicorn.Server):
 
     def run(self, listening: socket.socket) -> None:  # type: ignore[override]
         host, port = listening.getsockname()[:2]
-        self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._on}")
+        self._log(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._on}")
         super().run(sockets=[listening])
-        self._log.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

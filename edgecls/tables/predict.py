@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def predicted(report: PredictReport) -> list[Table | str]:
     """Facts and the time of every stage; what the views and the members did, where there are several."""
     stages = [_stages(report)] if report.stages else []
-    return [_prediction_facts(report), *stages, *_views(report.tta), *_members(report.ensemble)]
+    different = report.drift.in_words() if report.drift else ""
+    drift = [f"warning: these pictures differ from the validation images in {different}"] if different else []
+    return [_prediction_facts(report), *stages, *_views(report.tta), *_members(report.ensemble), *drift]
 
 
 def _prediction_facts(report: PredictReport) -> Table:

@@ -50,15 +50,13 @@ def served(model: Path, **options: Any) -> Iterator[Client]:
     """A server of this process on a free port, until the end of the block."""
     listening = socket.create_server(("127.0.0.1", 0))
     asked = ServeOptions(str(model), **options)
-    figures = Figures()
+    figures, logged = Figures(), list[str]()
     with ExitStack() as stack:
         models = {}
         for name, place in asked.named.items():
-            load = partial(LoadedModel.load, name, place, asked, figures, lambda line: None)
+            load = partial(LoadedModel.load, name, place, asked, figures, logged.append)
             models[name] = stack.enter_context(closing(ServedModel(name, load)))
-        server = running._Server(models, asked, figures, running._key(asked.api_key_file), lambda line: None)
-        logged: list[str] = []
-        server._service._log = logged.append
+        server = running._Server(models, asked, figures, running._key(asked.api_key_file), logged.append)
         thread = threading.Thread(target=server.run, args=(listening,))
         thread.start()
         try:

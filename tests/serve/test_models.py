@@ -130,6 +130,24 @@ def test_a_model_that_answers_otherwise_is_not_loaded(exported_run: Path, tmp_pa
         assert any("golden answers" in line for line in client.logged)
 
 
+def test_pictures_that_drift_are_told(exported_run: Path, tmp_path: Path) -> None:
+    large = [write_image(tmp_path / f"{seed}.png", draw("stripes", seed, size=90)).read_bytes() for seed in range(8)]
+    with served(exported_run) as client:
+        assert 'edgecls_drift_psi{feature="size",model="model"} NaN' in client("GET", "/metrics")[1].decode()
+        for number in range(120):
+            assert client("POST", "/predict", large[number % 8])[0] == 200
+        warnings = [line for line in client.logged if "differ from the validation images" in line]
+        assert len(warnings) == 1
+        assert "warning: model: the last 1" in warnings[0]
+        assert "size (PSI" in warnings[0]
+        line = next(
+            line
+            for line in client("GET", "/metrics")[1].decode().splitlines()
+            if line.startswith('edgecls_drift_psi{feature="size",model="model"}')
+        )
+        assert float(line.split()[1]) > 1
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 def test_sighup_loads_all_anew(tmp_path: Path, picture: bytes) -> None:
     place = write_linear_model(tmp_path / "one.onnx", ("red", "green"))

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from edgecls.errors import RunError, some
 from edgecls.golden import Golden, relative_difference
 from edgecls.manifest import Manifest, Precision
-from edgecls.runs import ENGINES, EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run
+from edgecls.runs import EXPORT, GOLDEN, MANIFEST, MODEL_FILES, Run, folder_of_run
 from edgecls.runtime.backends.engine_file import ENGINE_SUFFIX, EngineRecord
 from edgecls.runtime.backends.export_record import ExportRecord
 from edgecls.runtime.backends.external_data import check_external_data
@@ -110,10 +110,8 @@ def contradictions(inside: Manifest, run: Manifest) -> Iterator[str]:
 
 def _run_of(file: Path) -> Run | None:
     """The run that a file is part of; None for a lone one, which speaks for itself."""
-    folder = file.parent
-    if file.suffix == ENGINE_SUFFIX:
-        folder = folder.parent if folder.name == ENGINES else folder
-    elif file.name not in PRECISION_OF:
+    folder = folder_of_run(file) if file.suffix == ENGINE_SUFFIX else file.parent
+    if file.suffix != ENGINE_SUFFIX and file.name not in PRECISION_OF:
         return None
     return Run(folder) if os.path.isfile(folder / MANIFEST) else None
 
