@@ -9,19 +9,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from edgecls import __version__
 from edgecls.drift import Drift
 from edgecls.runtime.output.row import row
 from edgecls.runtime.pipeline import Picture
 from edgecls.serve import inference_protocol as protocol
-from edgecls.serve.batcher import Answer, Expired, QueueFull
+from edgecls.serve.batcher import Answer, Asked, Expired, QueueFull
 from edgecls.serve.bodies import TooLarge, TooSlow, pictures_of, read_body
 from edgecls.serve.figures import Figures
 from edgecls.serve.inference_protocol import BadRequest
@@ -71,33 +71,34 @@ class Service:
         for name, model in models.items():
             figures.watch(name, partial(_n_waiting, model), partial(_drift, model))
 
-    def app(self) -> Starlette:
-        """The routes. Health, the page and the description of all this ask for no key."""
-        version = [
-            each
-            for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1")
-            for each in (
-                self._route(f"{model}/ready", self._model_ready, is_open=True),
+    def app(self) -> Router:
+        """The addresses, those that are asked most first. Health, the page and its description ask for no key.
+
+        A Starlette application would put four layers around each handler, which took as long as all of ours.
+        """
+        routes = [self._route("/predict", self._predict, method="POST")]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):
+            routes += [
+                self._route(f"{model}/infer", self._infer, method="POST"),
                 self._route(model, self._model),
-                self._route(f"{model}/infer", self._infer, methods=["POST"]),
-            )
+                self._route(f"{model}/ready", self._model_ready, is_open=True),
+            ]
+        routes += [
+            self._route("/predict/{name}", self._predict, method="POST"),
+            self._route("/", self._page, is_open=True),
+            self._route("/openapi.json", self._openapi, is_open=True),
+            self._route("/v2/health/live", self._live, is_open=True),
+            self._route("/v2/health/ready", self._ready, is_open=True),
+            self._route("/v2", self._server),
+            self._route("/v2/repository/index", self._index, method="POST"),
+            self._route("/v2/repository/models/{name}/load", self._load, method="POST"),
+            self._route("/metrics", self._metrics),
         ]
-        return Starlette(
-            routes=[
-                self._route("/", self._page, is_open=True),
-                self._route("/openapi.json", self._openapi, is_open=True),
-                self._route("/v2/health/live", self._live, is_open=True),
-                self._route("/v2/health/ready", self._ready, is_open=True),
-                self._route("/v2", self._server),
-                *version,
-                self._route("/v2/repository/index", self._index, methods=["POST"]),
-                self._route("/v2/repository/models/{name}/load", self._load, methods=["POST"]),
-                self._route("/predict", self._predict, methods=["POST"]),
-                self._route("/predict/{name}", self._predict, methods=["POST"]),
-                self._route("/metrics", self._metrics),
-            ],
-            exception_handlers={404: self._no_such_address, 405: self._no_such_address},
-        )
+        other = _Endpoint(self, "other", _no_such_address, method=None, is_open=True)
+        return Router(routes, redirect_slashes=False, default=other)
+
+    def _route(self, path: str, handler: _Handler, *, method: str = "GET", is_open: bool = False) -> Route:
+        return Route(path, _Endpoint(self, path, handler, method=method, is_open=is_open))
 
     async def reload(self, name: str) -> bool:
         """Load one model anew, beside the one that serves and then in its place.
@@ -108,10 +109,10 @@ class Service:
         try:
             await self._models[name].reload()
         except Exception as error:  # whatever an engine makes of a damaged file
-            self._figures.loads.labels(name, "failed").inc()
+            self._figures.count_load(name, "failed")
             self._log(f"warning: {name}: not loaded anew, so the one before goes on: {error}")
             return False
-        self._figures.loads.labels(name, "loaded").inc()
+        self._figures.count_load(name, "loaded")
         self._log(f"loaded anew: {name}")
         return True
 
@@ -120,29 +121,18 @@ class Service:
         for name in self._models:
             await self.reload(name)
 
-    def _route(
-        self, path: str, handler: _Handler, *, methods: Sequence[str] = ("GET",), is_open: bool = False
-    ) -> Route:
-        async def answer(request: Request) -> Response:
-            started = time.perf_counter()
-            response = await self._answered(request, handler, is_open)
-            self._count(request, path, response.status_code, time.perf_counter() - started, is_logged=not is_open)
-            return response
-
-        return Route(path, answer, methods=list(methods))
-
-    def _count(self, request: Request, path: str, status: int, seconds: float, *, is_logged: bool = True) -> None:
-        self._figures.requests.labels(path, str(status)).inc()
-        if status == 200:
-            self._figures.seconds.labels(path).observe(seconds)
+    def count(self, request: Request, path: str, status: int, seconds: float, *, is_logged: bool) -> None:
+        """Count a request that was answered, and let the log have its line."""
+        self._figures.count_request(path, status, seconds)
         if is_logged:
-            self._log(json.dumps({
-                "time": round(time.time(), 3), "method": request.method, "path": request.url.path[:_MOST_LOGGED],
-                "status": status, "ms": round(1000 * seconds, 2),
-                "client": request.client.host if request.client else None,
-            }))  # fmt: skip
+            client = request.client.host if request.client else ""
+            asked = json.dumps(request.url.path[:_MOST_LOGGED])
+            self._log(
+                f'{{"time": {time.time():.3f}, "method": "{request.method}", "path": {asked}, "status": {status}, '
+                f'"ms": {1000 * seconds:.2f}, "client": "{client}"}}'
+            )
 
-    async def _answered(self, request: Request, handler: _Handler, is_open: bool) -> Response:
+    async def answered(self, request: Request, handler: _Handler, *, is_open: bool) -> Response:
         """What the handler says, or the status for what went wrong; no path and no traceback leave the server."""
         if not is_open and not self._is_allowed(request):
             return _error(401, "this server asks for a key: Authorization: Bearer KEY")
@@ -189,23 +179,19 @@ class Service:
         Raises:
             QueueFull, Expired, ClientDisconnect.
         """
-        limits = self._options.limits
-        waiting = [asyncio.wrap_future(each) for each in model.batcher.submit(pictures, limits.timeout)]
-        for each in waiting:
-            each.add_done_callback(_heard)
-        together = asyncio.ensure_future(_all(waiting))
-        left = asyncio.ensure_future(_until_left(request))
-        either: set[asyncio.Future[Any]] = {together, left}
+        timeout = self._options.limits.timeout
+        asked = model.batcher.submit(pictures, timeout)
+        left = asked.loop.create_task(_cancel_when_left(request, asked))
+        timer = asked.loop.call_later(timeout, asked.take)
         try:
-            await asyncio.wait(either, timeout=limits.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if together.done():
-                return list(together.result())
-            raise ClientDisconnect if left.done() else Expired
+            return await asked.answers
+        except asyncio.CancelledError:
+            if left.done():
+                raise ClientDisconnect from None
+            raise
         finally:
             left.cancel()
-            together.cancel()
-            for each in waiting:
-                each.cancel()
+            timer.cancel()
 
     async def _predict(self, request: Request) -> Response:
         asked = self._asked(request)
@@ -271,9 +257,39 @@ class Service:
     async def _metrics(self, request: Request) -> Response:
         return Response(self._figures.text(), media_type="text/plain; version=0.0.4")
 
-    async def _no_such_address(self, request: Request, error: Any) -> Response:
-        self._count(request, "other", error.status_code, 0.0)
-        return _error(error.status_code, "there is nothing at this address, or not by this method")
+
+class _Endpoint:
+    """An address in ASGI's terms: asks the handler, counts, and sends what it says.
+
+    Args:
+        path: what it is counted as.
+        method: the only one that is allowed; None allows all.
+    """
+
+    def __init__(self, service: Service, path: str, handler: _Handler, *, method: str | None, is_open: bool) -> None:
+        self._service, self._path, self._handler = service, path, handler
+        self._method, self._is_open = method, is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        request = Request(scope, receive)
+        is_allowed = self._method in (None, request.method) or (self._method, request.method) == ("GET", "HEAD")
+        handler = self._handler if is_allowed else _no_such_method
+        response = await self._service.answered(request, handler, is_open=self._is_open)
+        seconds = time.perf_counter() - started
+        is_logged = not self._is_open or response.status_code != 200
+        try:
+            await response(scope, receive, send)
+        finally:  # the client need not wait for it
+            self._service.count(request, self._path, response.status_code, seconds, is_logged=is_logged)
+
+
+async def _no_such_address(request: Request) -> Response:
+    return _error(404, "there is nothing at this address")
+
+
+async def _no_such_method(request: Request) -> Response:
+    return _error(405, f"this address does not take {request.method[:_MOST_LOGGED]}")
 
 
 def _error(status: int, words: str, headers: dict[str, str] | None = None) -> Response:
@@ -300,16 +316,7 @@ async def _aside(n_bytes: int, parse: Callable[[], _T]) -> _T:
     return parse() if n_bytes < _LARGE else await asyncio.to_thread(parse)
 
 
-async def _all(waiting: Sequence[asyncio.Future[Answer]]) -> list[Answer]:
-    return [await each for each in waiting]
-
-
-def _heard(answer: asyncio.Future[Answer]) -> None:
-    """Look at an answer that nobody waits for any more: asyncio would complain of an error that nobody saw."""
-    if not answer.cancelled():
-        answer.exception()
-
-
-async def _until_left(request: Request) -> None:
+async def _cancel_when_left(request: Request, asked: Asked) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    asked.answers.cancel()

@@ -7,13 +7,14 @@ all cores are busy as in `predict`.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -54,14 +55,43 @@ class Answer:
     stages_ms: Mapping[Stage, float]
 
 
-@dataclass
+class Asked:
+    """The pictures of one request on their way; made and awaited in an event loop.
+
+    Attributes:
+        answers: in the order of the pictures, once all of them have theirs; whoever no longer wants them cancels it,
+            and what was not begun is passed over.
+    """
+
+    def __init__(self, n_pictures: int, arrived: float, expires: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.answers: asyncio.Future[list[Answer]] = self.loop.create_future()
+        self.arrived, self.expires = arrived, expires
+        self.found: list[Answer | None] = [None] * n_pictures
+        self.n_left = n_pictures
+
+    def take(self) -> None:
+        """Hand over the answers, or `Expired`; in the event loop."""
+        if self.answers.done():
+            return
+        if self.n_left:
+            self.answers.set_exception(Expired())
+        else:
+            self.answers.set_result([each for each in self.found if each is not None])
+
+    def fail(self, error: Exception) -> None:
+        """Hand over what an engine raised; in the event loop."""
+        if not self.answers.done():
+            self.answers.set_exception(error)
+
+
+@dataclass(frozen=True)
 class _Waiting:
-    """One picture in the queue."""
+    """One picture in the queue: picture number `index` of a request."""
 
     source: Source
-    arrived: float
-    expires: float
-    answer: Future[Answer] = field(default_factory=Future)
+    asked: Asked
+    index: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +118,7 @@ class Batcher:
     Args:
         capacity: pictures that may wait.
         max_wait_ms: how long the first of a batch waits for others.
-        on_batch: called by the workers after every batch.
+        on_batch: called in the event loop after every batch.
     """
 
     def __init__(
@@ -105,6 +135,7 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._collecting = threading.Lock()  # one worker at a time gathers a batch
+        self._delivering = threading.Lock()
         self._closing = False
         warm = threading.Barrier(classifier.n_workers + 1)
         self._threads = [
@@ -119,23 +150,23 @@ class Batcher:
     def n_waiting(self) -> int:
         return len(self._queue)
 
-    def submit(self, pictures: Sequence[Picture], timeout: float) -> list[Future[Answer]]:
-        """Let pictures wait for their answers: all of them, or none. A future that is cancelled is passed over.
+    def submit(self, pictures: Sequence[Picture], timeout: float) -> Asked:
+        """Let pictures wait for their answers: all of them, or none. Called in an event loop.
 
         Args:
-            timeout: seconds after which one that still waits gets `Expired` for an answer.
+            timeout: seconds after which those that still wait are passed over.
 
         Raises:
             QueueFull: there is no room for them, or the end has begun.
         """
         now = time.perf_counter()
+        asked = Asked(len(pictures), now, now + timeout)
         with self._changed:
             if self._closing or len(self._queue) + len(pictures) > self._capacity:
                 raise QueueFull
-            waiting = [_Waiting(Source.of(picture), now, now + timeout) for picture in pictures]
-            self._queue.extend(waiting)
+            self._queue.extend(_Waiting(Source.of(each), asked, index) for index, each in enumerate(pictures))
             self._changed.notify()
-        return [each.answer for each in waiting]
+        return asked
 
     def _work(self, warm: threading.Barrier) -> None:
         times = StageTimes()
@@ -161,18 +192,21 @@ class Batcher:
                 if self._closing:
                     return None
                 self._changed.wait()
-            deadline = self._queue[0].arrived + self._max_wait
+            deadline = self._queue[0].asked.arrived + self._max_wait
             while len(self._queue) < size and not self._closing and (left := deadline - time.perf_counter()) > 0:
                 self._changed.wait(left)
             taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
             if self._queue:
                 self._changed.notify()
-        now = time.perf_counter()
-        wanted = [each for each in taken if each.answer.set_running_or_notify_cancel()]
-        for each in wanted:
-            if each.expires < now:
-                each.answer.set_exception(Expired())
-        return [each for each in wanted if each.expires >= now]
+        now, wanted = time.perf_counter(), []
+        for each in taken:
+            if each.asked.answers.done():
+                continue
+            if each.asked.expires < now:
+                _call(each.asked.loop, [each.asked.take])
+            else:
+                wanted.append(each)
+        return wanted
 
     def _answer(self, batch: Sequence[_Waiting], worker: BatchWorker, times: StageTimes) -> None:
         started = time.perf_counter()
@@ -181,18 +215,27 @@ class Batcher:
             predictions = self._classifier.predictions(answered, self._top_k)
             rows = iter(self._classifier.mean_probabilities(answered))
             stages = {stage: mean for stage in STAGES if (mean := times.mean_ms(stage))}
-            waited = tuple(1000 * (started - each.arrived) for each in batch)
+            waited = tuple(1000 * (started - each.asked.arrived) for each in batch)
             answers = [
                 Answer(prediction, None if reason else next(rows), ms, stages)
                 for prediction, reason, ms in zip(predictions, answered.reasons, waited, strict=True)
             ]
         except Exception as error:  # whatever an engine raises: every one that waits must hear of it
-            for each in batch:
-                each.answer.set_exception(error)
+            for asked in {each.asked for each in batch}:
+                _call(asked.loop, [partial(asked.fail, error)])
             return
-        for each, answer in zip(batch, answers, strict=True):
-            each.answer.set_result(answer)
-        self._on_batch(Batch(answered, waited, stages, tuple(predictions)))
+        done = []
+        with self._delivering:  # the pictures of one request may be in two batches
+            for each, answer in zip(batch, answers, strict=True):
+                each.asked.found[each.index] = answer
+                each.asked.n_left -= 1
+                if not each.asked.n_left:
+                    done.append(each.asked)
+        # all in one call, since each wakes the event loop; counting comes behind what the requests do with their
+        # answers: here it would hold the interpreter while they are to be sent
+        counted = partial(self._on_batch, Batch(answered, waited, stages, tuple(predictions)))
+        loop = batch[0].asked.loop
+        _call(loop, [*(each.take for each in done), partial(loop.call_soon, counted)])
 
     def close(self) -> None:
         """Accept nothing more, answer what was accepted, and end."""
@@ -207,3 +250,14 @@ class Batcher:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _call(loop: asyncio.AbstractEventLoop, calls: Sequence[Callable[[], object]]) -> None:
+    """Let an event loop make some calls, from another thread; one that has ended has nobody left who waits."""
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)

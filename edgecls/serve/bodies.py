@@ -36,10 +36,25 @@ async def read_body(request: Request, max_mb: float, seconds: float) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared[:18]) > most:
         raise TooLarge(f"a body may have {max_mb:g} MB")
+    reading = asyncio.current_task()
+    is_late = False
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        if reading:
+            reading.cancel()
+
+    # asyncio.wait_for makes a task of its own for each body, and asyncio.timeout is not in Python 3.10
+    timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
-        return await asyncio.wait_for(_read(request, most, max_mb), seconds)
-    except asyncio.TimeoutError as error:
+        return await _read(request, most, max_mb)
+    except asyncio.CancelledError as error:
+        if not is_late:
+            raise
         raise TooSlow(f"the body did not arrive within {seconds:g} s") from error
+    finally:
+        timer.cancel()
 
 
 async def _read(request: Request, most: int, max_mb: float) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from edgecls.drift import FEATURES, Drift, Feature
-from edgecls.runtime.stages import STAGES
 from edgecls.serve.batcher import Batch
 
 _MILLISECONDS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -22,13 +23,14 @@ class Figures:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "edgecls_requests_total", "Requests by address and status.", ["path", "status"], registry=registry
         )
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "edgecls_request_seconds", "Time of a request that was answered.", ["path"], registry=registry
         )
-        self.loads = Counter(
+        self._found: dict[tuple[Any, ...], Any] = {}
+        self._loads = Counter(
             "edgecls_loads_total", "Times that a model was loaded anew, or could not be.", ["model", "result"],
             registry=registry,
         )  # fmt: skip
@@ -68,20 +70,37 @@ class Figures:
         for feature in FEATURES:
             self._drift.labels(model, feature).set_function(partial(psi, feature))
 
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        """Count a request by its address and what became of it."""
+        self._of(self._requests, path, str(status)).inc()
+        if status == 200:
+            self._of(self._seconds, path).observe(seconds)
+
+    def count_load(self, model: str, result: str) -> None:
+        """Count an attempt to load a model anew."""
+        self._of(self._loads, model, result).inc()
+
     def count_batch(self, model: str, batch: Batch) -> None:
-        """Count what a worker has done; called from the workers."""
-        self._batch.labels(model).observe(len(batch.predictions))
-        waited, confidence = self._waited.labels(model), self._confidence.labels(model)
-        for each in batch.waited_ms:
-            waited.observe(each)
-        for stage in STAGES:
-            if mean := batch.stages_ms.get(stage):
-                self._stages.labels(model, stage).observe(mean)
+        """Count what a worker has done."""
+        self._of(self._batch, model).observe(len(batch.predictions))
+        waited, confidence = self._of(self._waited, model), self._of(self._confidence, model)
+        for ms in batch.waited_ms:
+            waited.observe(ms)
+        for stage, ms in batch.stages_ms.items():
+            self._of(self._stages, model, stage).observe(ms)
         for prediction in batch.predictions:
-            self._images.labels(model, prediction.status).inc()
+            self._of(self._images, model, prediction.status).inc()
             if prediction.label:
-                self._answers.labels(model, prediction.label).inc()
+                self._of(self._answers, model, prediction.label).inc()
                 confidence.observe(prediction.probability)
+
+    def _of(self, figure: MetricWrapperBase, *labels: str) -> Any:
+        """The figure with these labels: finding it takes longer than counting, so what was found is kept."""
+        key = (figure, *labels)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = figure.labels(*labels)
+        return found
 
     def text(self) -> bytes:
         """The exposition."""
