@@ -1,4 +1,4 @@
-# edgecls for x86-64 and for 64-bit Arm without an NVIDIA GPU: predicts on the CPU.
+# edgecls for x86-64 and for 64-bit Arm without an NVIDIA GPU: predicts and serves on the CPU.
 #   docker build -t edgecls .
 # With an NVIDIA GPU, whose CUDA and cuDNN come along with pip (3 GB): docker run --gpus all ...
 #   docker build -t edgecls:gpu --build-arg ENGINE=gpu-cuda .
@@ -14,7 +14,7 @@ COPY edgecls edgecls
 ARG ENGINE=cpu
 RUN python3 -m venv /opt/edgecls \
     && /opt/edgecls/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
-    && /opt/edgecls/bin/python -m pip install --no-cache-dir "$(echo /wheels/edgecls-*.whl)[${ENGINE}]"
+    && /opt/edgecls/bin/python -m pip install --no-cache-dir "$(echo /wheels/edgecls-*.whl)[${ENGINE},serve]"
 
 FROM ${BASE_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="edgecls" \

@@ -226,10 +226,10 @@ def test_everything_has_a_wheel_for_the_board(
     assert stage.arguments["EDGECLS_PYTHON"] == python
     install = next(step for step in stage.of("RUN") if "pip install" in step)
     edgecls, *pinned = re.findall(r'"([^"]+)"', install.partition("pip install")[2])
-    assert edgecls.endswith("[cpu]")
+    assert edgecls.endswith("[cpu,serve]")
     needs = [re.split(" *; *", each) for each in metadata.requires("edgecls") or ()]
-    wanted = [*(name for name, *only in needs if only in ([], ['extra == "cpu"'])), *pinned]
-    assert len(wanted) == len(pinned) + 6
+    wanted = [*(name for name, *only in needs if only in ([], ['extra == "cpu"'], ['extra == "serve"'])), *pinned]
+    assert len(wanted) == len(pinned) + 9
     platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 24, 27, 28, 34)]  # Ubuntu 22.04 has 2.35
     result = run(
         sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", "--target", tmp_path / "none",
@@ -256,9 +256,12 @@ def test_the_compose_file_gives_the_service_what_the_image_asks_for() -> None:
     assert service["runtime"] == "nvidia"
     assert (service["read_only"], service["tmpfs"]) == (True, ["/tmp"])
     assert {each.partition(":")[2] for each in service["volumes"]} == {"/work", "/cache"}
-    command = get_command(app).commands[service["command"][0]]  # type: ignore[attr-defined]
-    known = {name for parameter in command.params for name in parameter.opts}
-    assert {word for word in service["command"] if word.startswith("--")} <= known
+    serving = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["serve"]
+    assert all(serving[name] == service[name] for name in service if name != "command")
+    for each in (service, serving):
+        command = get_command(app).commands[each["command"][0]]  # type: ignore[attr-defined]
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in each["command"] if word.startswith("--")} <= known
 
 
 def test_every_command_in_the_jetson_page_names_flags_that_exist() -> None:
