@@ -49,7 +49,7 @@ def serve(options: ServeOptions) -> None:
         # one that is served without a key to others than this machine
         if not key and not _is_loopback(options.host):
             log(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
-        _Server(models, options, figures, key, log).run(listening)
+        _Server(models, options, figures, key, log).run([listening])
 
 
 def _key(file: Path | None) -> str:
@@ -114,15 +114,12 @@ class _Server(uvicorn.Server):
             )
         )
 
-    def run(self, listening: socket.socket) -> None:  # type: ignore[override]
-        host, port = listening.getsockname()[:2]
-        self._log(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._on}")
-        super().run(sockets=[listening])
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2] if sockets else ("", 0)
         if _HANGUP is not None and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(_HANGUP, self._reload)
+        self._log(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}, on {self._on}")
 
     def _reload(self) -> None:
         task = asyncio.ensure_future(self._service.reload_all())

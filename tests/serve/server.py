@@ -57,7 +57,7 @@ def served(model: Path, **options: Any) -> Iterator[Client]:
             load = partial(LoadedModel.load, name, place, asked, figures, logged.append)
             models[name] = stack.enter_context(closing(ServedModel(name, load)))
         server = running._Server(models, asked, figures, running._key(asked.api_key_file), logged.append)
-        thread = threading.Thread(target=server.run, args=(listening,))
+        thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
             while not server.started:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,8 +88,18 @@ def compile_model(model: Path, options: BackendOptions, **more: bool) -> tuple[A
         **more,
     }
     try:
-        core = openvino.Core()
+        core = _core(openvino, os.getpid())
         return core.compile_model(core.read_model(source), "CPU", settings), manifest
     except Exception as error:  # the binding raises RuntimeError with a trace of its source in it
         reason = str(error).strip().splitlines()[-1]
         raise RunError(f"{model}: OpenVINO cannot open it: {reason}; use --device cpu (ONNX Runtime)") from error
+
+
+@cache
+def _core(openvino: Any, process: int) -> Any:
+    """The one that all networks of a process are compiled by; a forked one has its own.
+
+    With one for each, a process that had opened and closed several networks ended with a fault in its memory (OpenVINO
+    2026): a core that goes takes its plugin along, whose threads may still be there.
+    """
+    return openvino.Core()
