@@ -25,6 +25,7 @@ from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, Mo
 from edgecls.flags import flags
 from edgecls.options import flag_name
 from edgecls.runtime.options import PredictOptions
+from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.serve.options import ServeOptions
 from edgecls.tables.streams import expect_open, expect_working_folder, make_fit
 from edgecls.train.options import PretrainedOptions, TrainOptions
@@ -243,6 +244,9 @@ def engine(options: BuildOptions, as_json: AsJson = False) -> None:
 @flags(PredictOptions, arguments=("source",))
 def predict(options: PredictOptions, as_json: AsJson = False) -> None:
     """Label images: write one row for each input, and say where the time went. The exit code is 3 where an input could not be read."""
+    if options.shards.plan:
+        _predict_shards(options, as_json)
+        return
     to_stdout = options.rows.file is None
     if to_stdout and as_json:
         raise OptionError("--json and --out - both want standard output; write the rows to a file")
@@ -267,6 +271,57 @@ def predict(options: PredictOptions, as_json: AsJson = False) -> None:
         typer.echo("stopped" + ("" if to_stdout else "; the same command with --resume goes on"), err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _show(console, as_json, result, lambda: predicted(result))
+    if result.errors:
+        raise typer.Exit(EXIT_ROW_ERRORS)
+
+
+def _predict_shards(options: PredictOptions, as_json: bool) -> None:
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls predict --plan", "cloud"):
+        from edgecls.scale.run import predict_shards
+    from edgecls.tables.progress import progress_on
+    from edgecls.tables.scale import shards_done
+
+    if options.shards.on == "ray":
+        with _needs_extra("edgecls predict --on ray", "ray"):
+            from edgecls.scale.on_ray import predict_on_ray as predict_shards
+    with progress_on(_progress_console()) as progress:
+        result = predict_shards(options, progress)
+    _show(console, as_json, result, lambda: [shards_done(result)])
+    if result.errors:
+        raise typer.Exit(EXIT_ROW_ERRORS)
+
+
+@app.command()
+@flags(PlanOptions, arguments=("source",))
+def plan(options: PlanOptions, as_json: AsJson = False) -> None:
+    """List the inputs of a large prediction and write them down in shards, for many processes or machines."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls plan", "cloud"):
+        from edgecls.scale.plan import make_plan
+    from edgecls.tables.progress import progress_on
+    from edgecls.tables.scale import planned
+
+    with progress_on(_progress_console()) as progress:
+        result = make_plan(options, progress)
+    _show(console, as_json, result, lambda: [planned(result)])
+
+
+@app.command()
+@flags(MergeOptions, arguments=("plan",))
+def merge(options: MergeOptions, as_json: AsJson = False) -> None:
+    """Prove that every input of a plan has one row, of one model, and write the rows as one file. The exit code is 1 where rows are missing, and 3 where an input could not be read."""
+    console = _console(data_on_stdout=as_json)
+    with _needs_extra("edgecls merge", "cloud"):
+        from edgecls.scale.merge import merge as merge_parts
+    from edgecls.tables.progress import progress_on
+    from edgecls.tables.scale import merged
+
+    with progress_on(_progress_console()) as progress:
+        result = merge_parts(options, progress)
+    _show(console, as_json, result, lambda: merged(result))
+    if result.again:
+        raise typer.Exit(EXIT_ERROR)
     if result.errors:
         raise typer.Exit(EXIT_ROW_ERRORS)
 

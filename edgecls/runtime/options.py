@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 from edgecls.errors import OptionError
-from edgecls.options import Options, Rule, at_least, expect, option, required
+from edgecls.options import Options, Rule, at_least, expect, option
 from edgecls.runs import LATEST, members_of
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -21,6 +22,7 @@ SortBy = Literal["copy", "link"]
 FAMILIES: Final = ("flip", "flips", "five-crop", "ten-crop", "shifts", "scales", "rotate", "blur")
 PROBABILITY: Final = "probability"
 STDOUT: Final = Path("-")
+_SHARDS: Final = re.compile(r"\d{1,9}(,\d{1,9})*|\d{1,9}/[1-9]\d{0,8}")
 _PROBABILITIES: Final = Rule(lambda value: 0 <= value <= 1, "a probability from 0 to 1")
 
 
@@ -206,12 +208,75 @@ class OutputOptions(Options):
 
 
 @dataclass(frozen=True)
+class ShardOptions(Options):
+    """Shards of a plan.
+
+    Attributes:
+        plan: the folder that `edgecls plan` made; its shards take the place of sources, its parts that of rows.
+        shard: `3`, `3,7,9`, or `3/64`: every 64th from number 3 on. None is all that are not done.
+        on: `ray` spreads the shards over a Ray cluster; None is this process.
+        address: of the cluster.
+    """
+
+    plan: Path | None = option(
+        None, "The folder of edgecls plan, in place of a source. Each shard becomes a part in it.", shown="none"
+    )
+    shard: str | None = option(
+        None, "Which shards: 3, or 3,7,9, or 3/64 for every 64th from number 3 on. The first is 0.",
+        shown="all that are not done"
+    )  # fmt: skip
+    allow_changed: bool = option(False, "Answer inputs too that have changed since the plan was made.")
+    on: Literal["ray"] | None = option(None, "What the shards are spread over: ray.", shown="this process")
+    address: str | None = option(None, "Address of the Ray cluster.", shown="the one that is found, else this machine")
+    workers: int | None = option(
+        None, "Number of Ray actors.", shown="one for each GPU, else for every two cores", rule=at_least(1)
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan is None:
+            for name in ("shard", "on", "address", "workers"):
+                expect(getattr(self, name) is None, name, getattr(self, name), "--plan, whose shards it is about")
+            expect(not self.allow_changed, "allow_changed", "", "--plan, whose inputs it is about")
+        elif self.on is None:
+            for name in ("address", "workers"):
+                expect(getattr(self, name) is None, name, getattr(self, name), "--on ray")
+        if self.shard is not None:
+            expect(_SHARDS.fullmatch(self.shard) is not None, "shard", self.shard, "3, or 3,7,9, or 3/64")
+
+    @property
+    def folder(self) -> Path:
+        """The plan's folder, which must be there."""
+        if self.plan is None:
+            raise OptionError("no plan: name its folder with --plan")
+        return self.plan
+
+    def chosen(self, n_shards: int) -> list[int]:
+        """The shards that are asked for, of so many.
+
+        Raises:
+            OptionError: one that there is not.
+        """
+        last = f"the plan has {n_shards:,} shards, 0 to {n_shards - 1:,}"
+        if self.shard is None:
+            return list(range(n_shards))
+        if "/" in self.shard:
+            number, step = map(int, self.shard.split("/"))
+            expect(number < step, "shard", self.shard, f"a number below {step}, as 0/{step} to {step - 1}/{step}")
+            return list(range(number, n_shards, step))
+        asked = sorted({int(each) for each in self.shard.split(",")})
+        expect(asked[-1] < n_shards, "shard", self.shard, f"numbers below {n_shards:,}: {last}")
+        return asked
+
+
+@dataclass(frozen=True)
 class PredictOptions(Options):
     """All options of `edgecls predict`."""
 
-    sources: tuple[str | Path, ...] = required(
-        "Images, folders, patterns, lists (.txt, .csv, or - for standard input), videos, cameras (0, /dev/video0, "
-        "or a GStreamer pipeline).", flag="source", repeat=True,
+    sources: tuple[str | Path, ...] = option(
+        (), "Images, folders, patterns, lists (.txt, .csv, or - for standard input), tar files, videos, cameras (0, "
+        "/dev/video0, or a GStreamer pipeline), and addresses (s3://, gs://, hdfs://).", flag="source", repeat=True,
+        shown="the shards of --plan",
     )  # fmt: skip
     models: tuple[str, ...] = option(
         (LATEST,), "A run folder, a bundle, an ONNX file or an engine. Repeat the flag to let several models vote.",
@@ -228,6 +293,7 @@ class PredictOptions(Options):
     )
     report: Path | None = option(None, "JSON file for accuracy and latency.", shown="none")
     strict: bool = option(False, "Stop at the first image that cannot be read.")
+    shards: ShardOptions = field(default_factory=ShardOptions)
 
     @cached_property
     def members(self) -> tuple[str, ...]:
@@ -236,8 +302,10 @@ class PredictOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sources:
+        if not self.sources and not self.shards.plan:
             raise OptionError("nothing to predict: name image files or folders")
+        if self.shards.plan:
+            self._expect_no_rows()
         if not self.models:
             raise OptionError("no model: name a run folder or a model file")
         if self.report == STDOUT:
@@ -252,6 +320,21 @@ class PredictOptions(Options):
                 raise OptionError(f"{flag} would overwrite --labels {labels}; name another file")
         if len({file for file, _ in written}) < len(written):
             raise OptionError(f"{' and '.join(flag for _, flag in written)} name the same file; name different ones")
+
+    def _expect_no_rows(self) -> None:
+        """With a plan, what is read and what is written is said by it."""
+        if self.sources:
+            raise OptionError(f"--plan {self.shards.plan}: has its own inputs; leave out {self.sources[0]}")
+        for given, flags in (
+            (self.rows != RowsOptions(), "--out, --format and --resume"),
+            (self.outputs != OutputOptions(), "--submission, --sort-into and --sort-by"),
+            (self.source != SourceOptions(), "--labels, --frame-step and --max-frames"),
+            (bool(self.report), "--report"),
+            (self.strict, "--strict"),
+            (self.vote.subsets, "--subsets"),
+        ):
+            if given:
+                raise OptionError(f"--plan {self.shards.plan}: its parts are the answer; leave out {flags}")
 
     @property
     def written(self) -> list[tuple[Path, str]]:

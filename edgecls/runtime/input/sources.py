@@ -18,8 +18,10 @@ from edgecls.errors import DatasetError, some
 from edgecls.images import Listing, has_image_suffix, natural_key, walk
 from edgecls.records import TextFile
 from edgecls.runtime.input import video
+from edgecls.runtime.input.stored import inputs_of, is_tar, sources_of
 from edgecls.runtime.options import SourceOptions
 from edgecls.runtime.pipeline import Source, Unreadable
+from edgecls.storage import LocalStore, has_scheme, open_store
 
 STDIN: Final = "-"
 LIST_SUFFIXES: Final = frozenset({".txt", ".csv"})
@@ -107,6 +109,9 @@ def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions
         raise DatasetError("an empty source: name a file or folder; . is the working folder")
     if given == STDIN:
         return _Part(lambda: _listed(_lines(sys.stdin), Path(), classes), None)
+    if has_scheme(given):
+        store = open_store(given)
+        return _Part(lambda: sources_of(store, inputs_of(store, store.files()), classes), None)
     path = Path(given)
     # os.path's questions answer no where those of Path raise: of names that are too long, or behind a locked folder
     is_file = os.path.isfile(given)
@@ -116,6 +121,8 @@ def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions
         return _folder(path, is_only, classes)
     if is_file and path.suffix.lower() in LIST_SUFFIXES:
         return _list_file(path, classes)
+    if is_file and is_tar(given):
+        return _tar_file(path, classes)
     if os.path.lexists(given):  # a link to nothing is an input too, and its row says so
         return _Part(lambda: iter([Source(given, given, _nearest(path.absolute().parent, None, classes))]), 1)
     if glob.has_magic(given):
@@ -200,6 +207,14 @@ def _csv_list(path: Path, classes: ClassNames) -> _Part:
     if not names:
         raise DatasetError(f"{path}: no rows in it; expected the path of an image in each")
     return _Part(lambda: _listed(names, path.parent, classes), len(names))
+
+
+def _tar_file(path: Path, classes: ClassNames) -> _Part:
+    store = LocalStore(str(path.parent))
+    inputs = list(inputs_of(store, [store.stat(path.name)]))
+    if not inputs:
+        raise DatasetError(f"{path}: no images in this tar file; expected {READABLE} files")
+    return _Part(lambda: sources_of(store, inputs, classes), len(inputs))
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:

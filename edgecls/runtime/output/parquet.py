@@ -14,6 +14,14 @@ from edgecls.runtime.prediction import Prediction
 _PARQUET_ROWS: Final = 10_000  # a row group: what is in memory before it is written
 
 
+def schema_of(arrow: Any, names: Sequence[str], members: Sequence[str]) -> Any:
+    """The Arrow schema of rows with these columns."""
+    numeric = ("probability", "agreement", "entropy")
+    kinds = {n: arrow.float64() if n.partition("_")[0] in numeric else arrow.string() for n in names}
+    kinds.update(dict.fromkeys(members, arrow.string()))
+    return arrow.schema(list(kinds.items()))
+
+
 class ParquetRows:
     """Rows as a Parquet table, a row group at a time."""
 
@@ -23,10 +31,7 @@ class ParquetRows:
             parquet = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
             raise MissingExtra("--format parquet", "parquet") from error
-        numeric = ("probability", "agreement", "entropy")
-        kinds = {n: self._arrow.float64() if n.partition("_")[0] in numeric else self._arrow.string() for n in names}
-        kinds.update(dict.fromkeys(members, self._arrow.string()))
-        self._schema = self._arrow.schema(list(kinds.items()))
+        self._schema = schema_of(self._arrow, names, members)
         self._members = members
         self._waiting: list[dict[str, Any]] = []
         self._writer = parquet.ParquetWriter(file, self._schema)

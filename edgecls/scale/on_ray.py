@@ -1,0 +1,132 @@
+"""The shards of a plan over a Ray cluster: only their numbers travel, no pixels and no rows.
+
+Each actor opens the model once and answers shards as `predict --plan` does on one machine, so that a node that dies
+costs the shards it was at: Ray starts the actor again elsewhere and gives it the shard again. All nodes must see the
+plan's folder, the model and the source under the same names, as on a shared file system. Ray's own actors are used and
+not its data sets, whose reading tasks wait for ever where actors hold every core (ray-project/ray#44687).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from edgecls.errors import RunError
+from edgecls.progress import Progress
+from edgecls.runs import find_model
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.options import PredictOptions
+from edgecls.scale.parts import Footer, part_of
+from edgecls.scale.plan import Plan
+from edgecls.scale.run import ShardsReport, ShardWorker
+
+_TRIES: Final = 3  # of a shard whose actor dies
+_CORES: Final = 2  # of an actor without a GPU
+
+
+class _Actor:
+    """One opened model."""
+
+    def __init__(self, options: PredictOptions) -> None:
+        plan = Plan.read(options.shards.folder)
+        model = Classifier.of(options.members, options.classifier, options.vote)
+        self._worker = ShardWorker(plan, model, options)
+
+    def answer(self, shard: int) -> Footer | None:
+        """Answer a shard; None where it has its part."""
+        return None if self._worker.is_done(shard) else self._worker.answer(shard)
+
+
+def predict_on_ray(options: PredictOptions, progress: Progress = Progress()) -> ShardsReport:
+    """As `predict_shards`, by the actors of a Ray cluster; without one, Ray is started on this machine and ended.
+
+    Raises:
+        RunError: no such plan or cluster, or shards that failed: the others have their parts then.
+        OptionError: a shard that the plan does not have.
+    """
+    started = time.perf_counter()
+    plan = Plan.read(options.shards.folder)
+    asked = options.shards.chosen(plan.n_shards)
+    left = [shard for shard in asked if not part_of(plan.folder, shard).exists()]
+    done: dict[int, Footer] = {}
+    failed: dict[int, str] = {}
+    if left:
+        _start(options.shards.address)
+        try:
+            progress.on_pass("images", sum(plan.counts[shard] for shard in left))
+            for shard, found in _answered(_everywhere(options), left):
+                if isinstance(found, Footer):
+                    done[shard] = found
+                elif found is not None:
+                    failed[shard] = found
+                progress.on_images(plan.counts[shard])
+        finally:
+            ray.shutdown()
+    if failed:
+        shard, reason = next(iter(failed.items()))
+        numbers = ",".join(map(str, sorted(failed)))
+        raise RunError(
+            f"{len(failed)} of {len(left)} shards failed, shard {shard} by: {reason}; run them again: --shard {numbers}"
+        )
+    return ShardsReport(
+        str(plan.folder),
+        tuple(sorted(done)),
+        tuple(sorted(set(asked) - set(done))),
+        sum(each.images for each in done.values()),
+        sum(each.errors for each in done.values()),
+        time.perf_counter() - started,
+    )
+
+
+def _start(address: str | None) -> None:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, of which it warns
+    dashboard = False if address is None else None
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"Ray cannot be reached at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+
+
+def _everywhere(options: PredictOptions) -> PredictOptions:
+    """The same with names that hold in any working folder."""
+    models = tuple(str(find_model(name).resolve()) for name in options.members)
+    return replace(options, models=models, shards=replace(options.shards, plan=options.shards.folder.resolve()))
+
+
+def _answered(options: PredictOptions, shards: list[int]) -> Iterator[tuple[int, Footer | str | None]]:
+    """Each shard with its footer, None where somebody else was first, or why it failed."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    n_gpus, n_cores = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
+    n_actors = min(options.shards.workers or n_gpus or max(1, n_cores // _CORES), len(shards))
+    cores = max(1, n_cores // n_actors)
+    threads = replace(options.classifier, n_threads=cores)
+    # a little less than the cores: tasks of Ray itself find room, and nothing waits for ever on a small machine
+    remote: Any = ray.remote(
+        num_cpus=0.9 * cores, num_gpus=min(1, n_gpus / n_actors), max_restarts=-1, max_task_retries=_TRIES
+    )
+    made = remote(_Actor)
+    actors = [made.remote(replace(options, classifier=threads)) for _ in range(n_actors)]
+    waiting = list(reversed(shards))
+    running: dict[Any, tuple[int, Any]] = {}
+    while waiting or running:
+        busy = {id(actor) for _, actor in running.values()}
+        for actor in actors:
+            if waiting and id(actor) not in busy:
+                shard = waiting.pop()
+                running[actor.answer.remote(shard)] = (shard, actor)
+        (finished,), _ = ray.wait(list(running), num_returns=1)
+        shard, _ = running.pop(finished)
+        try:
+            yield shard, ray.get(finished)
+        except RayActorError as error:
+            yield shard, f"its process died {_TRIES + 1} times: {str(error).splitlines()[0]}"
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error
+            yield shard, str(cause).splitlines()[-1]

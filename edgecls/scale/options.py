@@ -1,0 +1,36 @@
+"""The options of `edgecls plan` and `edgecls merge`: `--help` needs neither NumPy nor pyarrow for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecls.errors import OptionError
+from edgecls.options import Options, at_least, option, required
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """All options of `edgecls plan`."""
+
+    source: str = required("A folder, or the address of one: s3://, gs://, hdfs:// or file://.")
+    out: Path = option(Path("plan"), "The folder to make: the plan, and later the parts of the answer.")
+    shards: int | None = option(
+        None, "Number of shards.", shown="as many as --shard-size makes", rule=at_least(1)
+    )  # fmt: skip
+    shard_size: int = option(50_000, "Most inputs of a shard, where --shards is not given.", rule=at_least(1))
+
+
+@dataclass(frozen=True)
+class MergeOptions(Options):
+    """All options of `edgecls merge`."""
+
+    plan: Path = required("The folder that edgecls plan made.")
+    out: Path | None = option(
+        None, "File for all rows, .csv, .jsonl or .parquet.", shown="the parts stay as they are, as one data set"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out and self.out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+            raise OptionError(f"--out {self.out}: expected a file name that ends in .csv, .jsonl or .parquet")

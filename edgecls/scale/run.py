@@ -1,0 +1,162 @@
+"""Shards of a plan to parts: each is answered by the pipeline of `predict`, and those that are done are passed over."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgecls.datasets import ClassNames
+from edgecls.errors import DatasetError, RunError
+from edgecls.progress import Progress
+from edgecls.runs import sha256_of
+from edgecls.runtime.classifier import Classifier
+from edgecls.runtime.input.stored import sources_of
+from edgecls.runtime.options import PredictOptions
+from edgecls.runtime.output.row import columns
+from edgecls.scale.parts import Footer, new_part, part_of, read_footer
+from edgecls.scale.plan import Plan
+from edgecls.storage import Store, open_store
+
+
+@dataclass(frozen=True)
+class ShardsReport:
+    """What was done of a plan.
+
+    Attributes:
+        done: parts that were written now; passed_over: shards that had one already.
+        images, errors: of `done`.
+        seconds: of all, opening the model in it.
+    """
+
+    plan: str
+    done: tuple[int, ...]
+    passed_over: tuple[int, ...]
+    images: int
+    errors: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict_shards(options: PredictOptions, progress: Progress = Progress()) -> ShardsReport:
+    """Answer the shards that are asked for and have no part yet.
+
+    Raises:
+        OptionError: a shard that the plan does not have.
+        RunError: no such plan, a part of another plan or model, or one that cannot be written.
+        EdgeclsError: as `Classifier.of`.
+    """
+    started = time.perf_counter()
+    plan = Plan.read(options.shards.folder)
+    asked = options.shards.chosen(plan.n_shards)
+    with Classifier.of(options.members, options.classifier, options.vote, on_note=progress.on_step) as model:
+        worker = ShardWorker(plan, model, options)
+        left = [shard for shard in asked if not worker.is_done(shard)]
+        progress.on_pass("images", sum(plan.counts[shard] for shard in left))
+        footers = [worker.answer(shard, progress) for shard in left]
+    return ShardsReport(
+        str(plan.folder),
+        tuple(left),
+        tuple(sorted(set(asked) - set(left))),
+        sum(each.images for each in footers),
+        sum(each.errors for each in footers),
+        time.perf_counter() - started,
+    )
+
+
+class ShardWorker:
+    """Answers shards of one plan with one opened model."""
+
+    def __init__(self, plan: Plan, model: Classifier, options: PredictOptions) -> None:
+        """Open the source.
+
+        Raises:
+            RunError: it cannot be opened.
+        """
+        self._plan, self._model, self._options = plan, model, options
+        self._made_by = made_by(model, options)
+        self._index = {label: index for index, label in enumerate(model.labels)}
+        try:
+            self._store: Store = open_store(plan.source)
+        except DatasetError as error:
+            raise RunError(f"{plan.folder}: its source cannot be opened: {error}") from error
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard has its part.
+
+        Raises:
+            RunError: it has one of another plan, or of another model or other options.
+        """
+        path = part_of(self._plan.folder, shard)
+        if not path.exists():
+            return False
+        expect_of(self._plan, shard, read_footer(path))
+        differing = [name for name in self._made_by if read_footer(path).made_by.get(name) != self._made_by[name]]
+        if differing:
+            raise RunError(
+                f"{path}: was made by another model or with other options: they differ in {', '.join(differing)}; give "
+                "the same ones, remove the parts, or make another plan"
+            )
+        return True
+
+    def answer(self, shard: int, progress: Progress = Progress()) -> Footer:
+        """Answer a shard and write its part.
+
+        Raises:
+            RunError: the part cannot be written, or the plan's inputs are damaged.
+        """
+        plan, model, options = self._plan, self._model, self._options
+        inputs = plan.inputs(shard)
+        top_k = min(options.top_k, len(model.labels))
+        members = model.voting.names if len(model.members) > 1 else ()
+        counts = dict.fromkeys(("ok", "error", "abstained"), 0)
+        labelled = right = 0
+        started = time.perf_counter()
+        sources = sources_of(
+            self._store, inputs, ClassNames.of(model.manifest), is_checked=not options.shards.allow_changed
+        )
+        with new_part(part_of(plan.folder, shard), columns(top_k, members), members, plan.first(shard)) as rows:
+            for answered in model.answers(sources, n_sources=len(inputs)):
+                for source, prediction in zip(answered.sources, model.predictions(answered, top_k), strict=True):
+                    sure = prediction.unless_below(options.min_confidence)
+                    rows.write(sure)
+                    counts[sure.status] += 1
+                    if sure.status == "ok" and source.truth is not None:
+                        labelled += 1
+                        right += sure.label == source.truth
+                progress.on_images(len(answered.sources))
+            footer = Footer(
+                plan.sha256, shard, self._made_by, len(inputs), counts["error"], counts["abstained"], labelled, right,
+                time.perf_counter() - started,
+            )  # fmt: skip
+            rows.finish(footer)
+        return footer
+
+
+def made_by(model: Classifier, options: PredictOptions) -> dict[str, Any]:
+    """What all parts of a plan must have in common."""
+    values = {
+        "models": [sha256_of(each.file) if each.file else each.backend.manifest.model for each in model.members],
+        "labels": list(model.labels),
+        "tta": asdict(options.classifier.tta),
+        "vote": {"vote": options.vote.vote, "tie_break": options.vote.tie_break},
+        "min_confidence": options.min_confidence,
+        "top_k": min(options.top_k, len(model.labels)),
+    }
+    return dict(json.loads(json.dumps(values)))  # as it will be read back
+
+
+def expect_of(plan: Plan, shard: int, footer: Footer) -> None:
+    """Refuse a part of another plan or shard.
+
+    Raises:
+        RunError: it is one.
+    """
+    path, cure = part_of(plan.folder, shard), f"remove it and run shard {shard} again"
+    if footer.plan != plan.sha256:
+        raise RunError(f"{path}: is of another plan (its inputs were others); {cure}")
+    if footer.shard != shard or footer.images != plan.counts[shard]:
+        raise RunError(f"{path}: is of shard {footer.shard} with {footer.images:,} inputs; {cure}")

@@ -1,0 +1,245 @@
+"""Files where they lie: on this machine, or in an object store by its address (`s3://`, `gs://`, `hdfs://`, `file://`).
+
+Object stores are pyarrow's (extra `cloud`), which brings credentials, regions and proxies: they are said in its ways,
+for S3 in the variables of AWS or behind the address, as in `s3://bucket/photos?endpoint_override=localhost:9000&scheme=http`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
+
+from edgecls.errors import DatasetError, ImageError, MissingExtra
+from edgecls.images import natural_key, walk
+
+_T = TypeVar("_T")
+
+SCHEMES: Final = ("s3", "gs", "hdfs", "file")
+_OF_CAMERAS: Final = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
+_TRIES: Final = 5
+_FIRST_WAIT: Final = 0.1  # seconds before the second try; twice as long before each further one, give or take a half
+_GONE: Final = "it is no longer there"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a store.
+
+    Attributes:
+        name: relative to the store's root, with `/` between its parts.
+        size: in bytes.
+        modified_ns: when it was written, in nanoseconds since 1970.
+        reason: why it cannot be read; empty where it can, as far as is known.
+    """
+
+    name: str
+    size: int
+    modified_ns: int
+    reason: str = ""
+
+
+class Store(Protocol):
+    """A folder and all below it.
+
+    Attributes:
+        root: its address or path.
+    """
+
+    root: str
+
+    def files(self) -> Iterator[StoredFile]:
+        """All visible files, in an order that is the same every time.
+
+        Raises:
+            DatasetError: it cannot be listed.
+        """
+        ...
+
+    def stat(self, name: str) -> StoredFile:
+        """Size and time of one file as it is now.
+
+        Raises:
+            ImageError: it is gone, or cannot be looked at.
+        """
+        ...
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        """The bytes of one file, or some of them.
+
+        Raises:
+            ImageError: it is gone, or cannot be read.
+        """
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read here and there.
+
+        Raises:
+            OSError: it is gone, or cannot be read.
+        """
+        ...
+
+
+def has_scheme(address: str) -> bool:
+    """Whether a name is the address of a store and not a path: Windows' drives have one letter, cameras others."""
+    scheme, slashes, _ = address.partition("://")
+    return bool(slashes) and len(scheme) > 1 and scheme.lower() not in _OF_CAMERAS
+
+
+def open_store(address: str) -> Store:
+    """The store at a folder or an address.
+
+    Raises:
+        DatasetError: no such folder, an unknown scheme, or an address that is wrong.
+        MissingExtra: pyarrow is not installed, and this is no folder.
+    """
+    if not has_scheme(address):
+        if not os.path.isdir(address):
+            raise DatasetError(f"{address}: no such folder")
+        return LocalStore(address)
+    scheme = address.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise DatasetError(f"{address}: unknown scheme {scheme}; expected one of {', '.join(SCHEMES)}, or a folder")
+    try:
+        fs: Any = importlib.import_module("pyarrow.fs")
+    except ImportError as error:
+        raise MissingExtra(address, "cloud") from error
+    try:
+        filesystem, root = fs.FileSystem.from_uri(address)
+    except (OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{address}: cannot be opened: {_first_line(error)}") from error
+    if scheme == "file":
+        return open_store(root)
+    return ArrowStore(address, filesystem, root)
+
+
+class LocalStore:
+    """A folder of this machine, or one that it mounts."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+
+    def files(self) -> Iterator[StoredFile]:
+        for listing in walk(Path(self.root)):
+            below = os.path.relpath(listing.folder, self.root)
+            prefix = "" if below == os.curdir else f"{below.replace(os.sep, '/')}/"
+            if listing.reason:
+                if not prefix:
+                    raise DatasetError(f"{self.root}: {listing.reason}")
+                yield StoredFile(prefix.rstrip("/"), 0, 0, listing.reason)
+            for name in listing.names:
+                try:
+                    status = os.stat(os.path.join(listing.folder, name))
+                    yield StoredFile(prefix + name, status.st_size, status.st_mtime_ns)
+                except OSError as error:  # a link to nothing is an input too, and its row says so
+                    yield StoredFile(prefix + name, 0, 0, f"cannot be read: {error.strerror or error}")
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def stat(self, name: str) -> StoredFile:
+        try:
+            status = os.stat(self.path(name))
+        except FileNotFoundError as error:
+            raise ImageError(_GONE) from error
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        return StoredFile(name, status.st_size, status.st_mtime_ns)
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self.path(name), "rb")
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        try:
+            with open(self.path(name), "rb") as file:
+                file.seek(offset)
+                return file.read(-1 if size is None else size)
+        except FileNotFoundError as error:
+            raise ImageError(_GONE) from error
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+class ArrowStore:
+    """A prefix of an object store; what fails is tried again for a few seconds, since stores are busy now and then."""
+
+    def __init__(self, address: str, filesystem: Any, root: str) -> None:
+        self.root = address
+        self._filesystem, self._below = filesystem, root.rstrip("/")
+
+    def files(self) -> Iterator[StoredFile]:
+        fs: Any = importlib.import_module("pyarrow.fs")
+        waiting = [self._below]
+        while waiting:  # a folder at a time: the whole of a bucket may be more than memory holds
+            folder = waiting.pop()
+            try:
+                found = _again(lambda: self._filesystem.get_file_info(fs.FileSelector(folder)))  # noqa: B023
+            except (OSError, ValueError) as error:
+                raise DatasetError(
+                    f"{self.root}: cannot be listed: {_first_line(error)}; check the address, and the credentials and "
+                    "region, which are taken from the environment"
+                ) from error
+            entries = [each for each in found if not each.base_name.startswith(".")]
+            entries.sort(key=lambda each: natural_key(each.base_name))
+            for each in entries:
+                if each.type == fs.FileType.File:
+                    yield self._stored(each)
+            waiting += [each.path for each in reversed(entries) if each.type == fs.FileType.Directory]
+
+    def stat(self, name: str) -> StoredFile:
+        fs: Any = importlib.import_module("pyarrow.fs")
+        (found,) = _readable(lambda: self._filesystem.get_file_info([f"{self._below}/{name}"]))
+        if found.type != fs.FileType.File:
+            raise ImageError(_GONE)
+        return self._stored(found)
+
+    def open(self, name: str) -> BinaryIO:
+        opened: BinaryIO = _again(lambda: self._filesystem.open_input_file(f"{self._below}/{name}"))
+        return opened
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        def read() -> bytes:
+            with self._filesystem.open_input_file(f"{self._below}/{name}") as file:
+                expected = file.size() - offset if size is None else size
+                data = bytes(file.read_at(expected, offset))
+            if len(data) < expected:
+                raise OSError(f"{len(data):,} of {expected:,} bytes arrived")
+            return data
+
+        return _readable(read)
+
+    def _stored(self, found: Any) -> StoredFile:
+        return StoredFile(found.path[len(self._below) + 1 :], found.size, found.mtime_ns or 0)
+
+
+def _readable(call: Callable[[], _T]) -> _T:
+    try:
+        return _again(call)
+    except FileNotFoundError as error:
+        raise ImageError(_GONE) from error
+    except OSError as error:
+        raise ImageError(f"cannot be read, in {_TRIES} tries: {_first_line(error)}") from error
+
+
+def _again(call: Callable[[], _T]) -> _T:
+    """What a call returns, which may fail a few times."""
+    for attempt in range(_TRIES):
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("it has returned or raised")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
