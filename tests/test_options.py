@@ -21,6 +21,7 @@ from edgecls.export.options import AdoptOptions, BuildOptions, ExportOptions, Mo
 from edgecls.flags import flags
 from edgecls.options import flag_name, flags_of, flat, from_flat, read_flat, without_none
 from edgecls.runtime.options import PredictOptions
+from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.serve.options import ServeOptions
 from edgecls.train.options import PretrainedOptions, TrainOptions, without_effect
 from edgecls.train.recipe_options import NetworkOptions, RecipeOptions
@@ -46,6 +47,8 @@ OF_COMMANDS: list[Any] = [
     BundleOptions(),
     DoctorOptions(),
     ServeOptions(),
+    PlanOptions("photos"),
+    MergeOptions(Path("plan")),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 
@@ -69,7 +72,7 @@ def test_a_command_without_flags_gets_the_defaults(in_empty_folder: Path, option
     with_latest()
     seen: list[Any] = []
     app = typer.Typer()
-    needed = [flag.name for flag in flags_of(type(options)) if flag.default is MISSING]
+    needed = [flag.name for flag in flags_of(type(options)) if flag.default is MISSING or flag.name == "source"]
 
     @app.command()
     @flags(type(options), arguments=tuple(needed))

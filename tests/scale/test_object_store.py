@@ -1,0 +1,164 @@
+"""Pictures in an object store: a real S3 server on this machine, which fails now and then."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecls import storage
+from edgecls.errors import DatasetError
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
+from edgecls.runtime.predict import predict
+from edgecls.scale.merge import merge
+from edgecls.scale.options import MergeOptions, PlanOptions
+from edgecls.scale.plan import make_plan
+from edgecls.scale.run import predict_shards
+from edgecls.storage import open_store
+from tests.conftest import draw, write_image, write_linear_model
+
+fs = pytest.importorskip("pyarrow.fs")
+moto = pytest.importorskip("moto.server")
+serving = pytest.importorskip("werkzeug.serving")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of moto's own imports
+CPU = ClassifierOptions(device="cpu")
+LABELS = ("stripes", "checks", "spots")
+
+
+class Faults:
+    """Between the server and its clients: some answers to GET fail, and some objects always do."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+        self.share, self.broken = 0.0, ""
+        self.n = 0
+        self._random = random.Random(0)
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        is_object = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(".png")
+        is_broken = bool(self.broken) and environ["PATH_INFO"].endswith(self.broken)
+        if is_object and (is_broken or self._random.random() < self.share):
+            self.n += 1
+            kind = "error" if is_broken else self._random.choice(("error", "slow", "cut"))
+            if kind == "slow":
+                time.sleep(0.3)
+            elif kind == "error":
+                start("500 Internal Server Error", [("Content-Length", "0")])
+                return [b""]
+            else:
+                return self._cut(environ, start)
+        return self._app(environ, start)
+
+    def _cut(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """Half of the body, and the length of the whole of it."""
+        said: list[Any] = []
+        body = b"".join(self._app(environ, lambda *given: said.extend(given)))
+        start(said[0], said[1])
+        return [body[: len(body) // 2]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[Faults, int]]:
+    faults = Faults(moto.DomainDispatcherApplication(moto.create_backend_app))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ):  # fmt: skip
+            patch.setenv(name, value)
+        running = serving.make_server("127.0.0.1", 0, faults, threaded=True)
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield faults, running.server_port
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def bucket(server: tuple[Faults, int], tmp_path: Path) -> str:
+    """The address of 60 pictures in folders named as labels, and of a text."""
+    faults, port = server
+    faults.share, faults.broken = 0.0, ""
+    name = f"bucket{time.monotonic_ns()}"
+    filesystem = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True)
+    filesystem.create_dir(name)
+    for number in range(60):
+        local = write_image(tmp_path / "local" / LABELS[number % 2] / f"{number}.png", draw(LABELS[number % 2], number))
+        with filesystem.open_output_stream(f"{name}/photos/{LABELS[number % 2]}/{number}.png") as stream:
+            stream.write(local.read_bytes())
+    with filesystem.open_output_stream(f"{name}/photos/notes.txt") as stream:
+        stream.write(b"no input")
+    return f"s3://{name}/photos?endpoint_override=127.0.0.1:{port}&scheme=http"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_model(tmp_path_factory.mktemp("model") / "model.onnx", LABELS)
+
+
+def rows(source: str | Path, model: Path, out: Path) -> list[str]:
+    predict(PredictOptions((str(source),), (str(model),), CPU, rows=RowsOptions(out)))
+    return out.read_text().splitlines()
+
+
+def test_pictures_of_a_bucket_are_answered_as_files_are(bucket: str, model: Path, tmp_path: Path) -> None:
+    assert rows(bucket, model, tmp_path / "s3.csv") == rows(tmp_path / "local", model, tmp_path / "files.csv")
+
+
+def test_with_faults_every_object_has_one_row(
+    server: tuple[Faults, int], bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, _ = server
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    expected = rows(tmp_path / "local", model, tmp_path / "files.csv")
+    make_plan(PlanOptions(bucket, tmp_path / "plan", 3))
+    faults.share, faults.broken = 0.2, "/7.png"
+    predict_shards(PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(tmp_path / "plan")))
+    assert faults.n > 5
+    result = merge(MergeOptions(tmp_path / "plan", tmp_path / "merged.csv"))
+    assert (result.again, result.images, result.errors) == ((), 60, 1)
+    got = (tmp_path / "merged.csv").read_text().splitlines()
+    assert [line for line in got if ",error," not in line] == [line for line in expected if "/7.png" not in line]
+    (broken,) = (line for line in got if ",error," in line)
+    assert broken.startswith("checks/7.png,error,,,")
+    assert "cannot be read, in 5 tries" in broken
+
+
+def test_an_object_that_vanishes_or_changes_is_an_error(
+    server: tuple[Faults, int], bucket: str, model: Path, tmp_path: Path
+) -> None:
+    make_plan(PlanOptions(bucket, tmp_path / "plan", 2))
+    filesystem, below = fs.FileSystem.from_uri(bucket)
+    filesystem.delete_file(f"{below}/stripes/0.png")
+    with filesystem.open_output_stream(f"{below}/stripes/2.png") as stream:
+        stream.write(b"something else")
+    predict_shards(PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(tmp_path / "plan")))
+    merge(MergeOptions(tmp_path / "plan", tmp_path / "merged.csv"))
+    text = (tmp_path / "merged.csv").read_text()
+    assert "stripes/0.png,error,,,it is no longer there" in text
+    assert 'stripes/2.png,error,,,"it has changed since the plan was made:' in text
+    assert text.count(",ok,") == 58
+
+
+def test_what_cannot_be_listed_is_told(
+    server: tuple[Faults, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, port = server
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    nowhere = f"s3://no-such-bucket/photos?endpoint_override=127.0.0.1:{port}&scheme=http"
+    with pytest.raises(DatasetError, match="cannot be listed"):
+        make_plan(PlanOptions(nowhere, tmp_path / "plan"))
+    with pytest.raises(DatasetError, match="cannot be opened"):
+        open_store("s3://bucket/photos?endpoint_overide=x")
+
+
+def test_file_addresses_are_folders(tmp_path: Path, model: Path) -> None:
+    write_image(tmp_path / "photos" / "one.png", draw("stripes", 1))
+    assert open_store(f"file://{tmp_path}/photos").root == str(tmp_path / "photos")
+    assert len(rows(f"file://{tmp_path}/photos", model, tmp_path / "rows.csv")) == 2

@@ -1,0 +1,326 @@
+"""Plans, shards, parts and the proof: every input has exactly one row, whatever was killed, raced or changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgecls
+from edgecls.errors import DatasetError, EdgeclsError, OptionError, RunError
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
+from edgecls.runtime.predict import predict
+from edgecls.scale.merge import MergeResult, merge
+from edgecls.scale.options import MergeOptions, PlanOptions
+from edgecls.scale.parts import part_of
+from edgecls.scale.plan import INPUTS, PLAN, Plan, make_plan
+from edgecls.scale.run import predict_shards
+from tests.conftest import draw, write_image, write_linear_model
+
+pytest.importorskip("pyarrow")
+CPU = ClassifierOptions(device="cpu")
+LABELS = ("stripes", "checks", "spots")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_model(tmp_path_factory.mktemp("model") / "model.onnx", LABELS)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Pictures in folders named as labels, one that is broken, and a file that is no picture."""
+    root = tmp_path / "source"
+    for number in range(24):
+        write_image(root / LABELS[number % 2] / f"{number}.png", draw(LABELS[number % 2], number))
+    (root / "stripes" / "broken.jpg").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("no input")
+    return root
+
+
+def planned(source: Path | str, folder: Path, shards: int = 5) -> Plan:
+    return make_plan(PlanOptions(str(source), folder, shards)).plan
+
+
+def options(plan: Path, model: Path, shard: str | None = None, **shards: Any) -> PredictOptions:
+    return PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(plan, shard, **shards))
+
+
+def merged(plan: Path, out: Path | None = None) -> MergeResult:
+    return merge(MergeOptions(plan, out))
+
+
+def plain(source: Path, model: Path, out: Path) -> str:
+    predict(PredictOptions((source,), (str(model),), CPU, rows=RowsOptions(out)))
+    return out.read_text()
+
+
+def test_shards_together_are_what_one_predict_gives(source: Path, model: Path, tmp_path: Path) -> None:
+    result = make_plan(PlanOptions(str(source), tmp_path / "plan", 5))
+    assert (result.plan.n_inputs, result.plan.n_shards, result.skipped) == (25, 5, 1)
+    assert predict_shards(options(tmp_path / "plan", model, "1,3")).done == (1, 3)
+    halfway = merged(tmp_path / "plan")
+    assert (halfway.missing, halfway.again, halfway.images) == ((0, 2, 4), (0, 2, 4), 10)
+    rest = predict_shards(options(tmp_path / "plan", model))
+    assert (rest.done, rest.passed_over, rest.images) == ((0, 2, 4), (1, 3), 15)
+    whole = merged(tmp_path / "plan", tmp_path / "merged.csv")
+    assert (whole.again, whole.images, whole.errors, whole.labelled) == ((), 25, 1, 24)
+    assert (tmp_path / "merged.csv").read_text() == plain(source, model, tmp_path / "plain.csv")
+    merged(tmp_path / "plan", tmp_path / "merged.jsonl")
+    assert (tmp_path / "merged.jsonl").read_text() == plain(source, model, tmp_path / "plain.jsonl")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    merged(tmp_path / "plan", tmp_path / "merged.parquet")
+    predict(PredictOptions((source,), (str(model),), CPU, rows=RowsOptions(tmp_path / "plain.parquet")))
+    one, other = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("merged", "plain"))
+    assert one.column_names == other.column_names
+    assert one.column("path").equals(other.column("path"))
+    assert one.column("probability").equals(other.column("probability"))
+    told = json.loads((tmp_path / "plan" / "summary.json").read_text())
+    assert (told["images"], told["again"]) == (25, [])
+
+
+def test_every_nth_shard(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 7)
+    for number in range(3):
+        predict_shards(options(tmp_path / "plan", model, f"{number}/3"))
+    assert merged(tmp_path / "plan").again == ()
+
+
+def test_views_and_members_are_columns(source: Path, tmp_path: Path) -> None:
+    two = [write_linear_model(tmp_path / f"{seed}.onnx", LABELS, seed=seed) for seed in (1, 2)]
+    planned(source, tmp_path / "plan", 2)
+    asked = replace(options(tmp_path / "plan", two[0]), models=tuple(map(str, two)), top_k=2)
+    predict_shards(asked)
+    merged(tmp_path / "plan", tmp_path / "merged.csv")
+    predict(PredictOptions((source,), tuple(map(str, two)), CPU, rows=RowsOptions(tmp_path / "plain.csv"), top_k=2))
+    assert (tmp_path / "merged.csv").read_text() == (tmp_path / "plain.csv").read_text()
+
+
+def test_members_of_tar_files_are_inputs(source: Path, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        archive.add(source / "stripes", "stripes")
+    with tarfile.open(folder / "b.tar", "w") as archive:
+        archive.add(source / "checks", "./checks")
+        note = tarfile.TarInfo("checks/note.json")
+        archive.addfile(note, io.BytesIO())
+    whole = (folder / "b.tar").read_bytes()
+    (folder / "cut.tar").write_bytes(whole[: whole.index(b"\x89PNG") + 50])
+    (folder / "wrong.tar").write_bytes(b"no tar file" * 99)
+    plan = planned(folder, tmp_path / "plan", 3)
+    assert plan.n_inputs == 25 + 3
+    predict_shards(options(tmp_path / "plan", model))
+    result = merged(tmp_path / "plan", tmp_path / "merged.csv")
+    assert (result.again, result.errors, result.labelled) == ((), 4, 24)
+    rows = {line.split(",")[0]: line for line in (tmp_path / "merged.csv").read_text().splitlines()[1:]}
+    of_files = {line.split(",")[0]: line for line in plain(source, model, tmp_path / "plain.csv").splitlines()[1:]}
+    for name, line in of_files.items():
+        tar = "a.tar" if name.startswith("stripes") else "b.tar"
+        assert rows[f"{tar}/{name}"] == f"{tar}/{line}"
+    assert "the tar file ends inside it" in rows["cut.tar/checks/1.png"]
+    assert "the tar file cannot be read on" in rows["wrong.tar"]
+    assert plain(folder / "a.tar", model, tmp_path / "tar.csv").count(",ok,") == 12
+
+
+def test_inputs_that_have_changed_are_errors(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 2)
+    write_image(source / "stripes" / "0.png", draw("stripes", 99, size=40))
+    (source / "stripes" / "2.png").unlink()
+    same = source / "stripes" / "4.png"
+    os.utime(same, ns=(1, 1))
+    predict_shards(options(tmp_path / "plan", model))
+    assert merged(tmp_path / "plan", tmp_path / "merged.csv").errors == 4
+    text = (tmp_path / "merged.csv").read_text()
+    assert "stripes/0.png,error,,,it has changed since the plan was made:" in text.replace('"', "")
+    assert "stripes/2.png,error,,,it is no longer there" in text
+    assert "it was written anew" in text
+    for shard in range(2):
+        part_of(tmp_path / "plan", shard).unlink()
+    predict_shards(options(tmp_path / "plan", model, allow_changed=True))
+    assert merged(tmp_path / "plan").errors == 2
+
+
+def test_parts_of_other_plans_models_and_shards_are_found(source: Path, model: Path, tmp_path: Path) -> None:
+    plan, other = tmp_path / "plan", tmp_path / "other"
+    planned(source, plan, 4)
+    predict_shards(options(plan, model))
+    write_image(source / "stripes" / "more.png", draw("stripes", 7))
+    planned(source, other, 4)
+    predict_shards(options(other, model))
+    another = write_linear_model(tmp_path / "another.onnx", LABELS, seed=5)
+    with pytest.raises(RunError, match="another model or with other options: they differ in models"):
+        predict_shards(options(plan, another))
+    kept = part_of(plan, 1).read_bytes()
+    shutil.copy(part_of(other, 1), part_of(plan, 1))
+    assert "is of another plan" in merged(plan).wrong[1]
+    with pytest.raises(RunError, match="is of another plan"):
+        predict_shards(options(plan, model))
+    shutil.copy(part_of(plan, 2), part_of(plan, 1))
+    assert "is of shard 2" in merged(plan).wrong[1]
+    part_of(plan, 1).write_bytes(kept[:-20])
+    assert "damaged" in merged(plan).wrong[1]
+    part_of(plan, 1).unlink()
+    predict_shards(replace(options(plan, model, "0"), min_confidence=0.0))
+    (tmp_path / "elsewhere").mkdir()
+    for shard in (0, 2, 3):
+        shutil.move(part_of(plan, shard), tmp_path / "elsewhere")
+    predict_shards(options(plan, another, "1"))
+    for shard in (0, 2, 3):
+        shutil.move(tmp_path / "elsewhere" / part_of(plan, shard).name, part_of(plan, shard))
+    assert "they differ in models" in " ".join(merged(plan).wrong[1].split())
+    assert merged(plan).again == (1,)
+
+
+def test_rows_that_are_not_the_shard_s_are_found(source: Path, model: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    part = part_of(tmp_path / "plan", 0)
+    footer = parquet.read_metadata(part).metadata
+    table = parquet.read_table(part)
+    for name, changed in (
+        ("twice", table.take([0, 0, *range(2, table.num_rows)])),
+        ("turned", table.take([1, 0, *range(2, table.num_rows)])),
+        ("short", table.slice(1)),
+    ):
+        with parquet.ParquetWriter(part, changed.schema) as writer:
+            writer.write_table(changed)
+            writer.add_key_value_metadata({b"edgecls.part": footer[b"edgecls.part"]})
+        assert "its rows are not the inputs of shard 0" in merged(tmp_path / "plan").wrong[0], name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda plan: (plan / PLAN).unlink(), "no plan in it"),
+        (lambda plan: (plan / PLAN).write_text("{}"), "damaged"),
+        (lambda plan: (plan / PLAN).write_text('{"schema": 9}'), "schema 9"),
+        (lambda plan: (plan / INPUTS).unlink(), "cannot be read"),
+        (lambda plan: (plan / INPUTS).write_bytes(b"PAR1"), "cannot be read"),
+    ],
+)
+def test_damaged_plans_are_told(source: Path, model: Path, tmp_path: Path, change: Any, words: str) -> None:
+    planned(source, tmp_path / "plan")
+    change(tmp_path / "plan")
+    with pytest.raises(RunError, match=words):
+        predict_shards(options(tmp_path / "plan", model))
+
+
+def test_inputs_of_another_plan_are_told(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan")
+    write_image(source / "stripes" / "more.png", draw("stripes", 7))
+    planned(source, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / INPUTS, tmp_path / "plan" / INPUTS)
+    with pytest.raises(RunError, match="is not the one that"):
+        predict_shards(options(tmp_path / "plan", model))
+
+
+def test_what_cannot_be_planned_is_told(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such folder"):
+        planned(tmp_path / "nothing", tmp_path / "plan")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no images below it"):
+        planned(tmp_path / "empty", tmp_path / "plan")
+    with pytest.raises(OptionError, match="--shards 99: there are 25 inputs"):
+        planned(source, tmp_path / "plan", 99)
+    with pytest.raises(DatasetError, match="unknown scheme s33; expected one of s3, gs, hdfs, file"):
+        planned("s33://bucket/photos", tmp_path / "plan")
+    assert not (tmp_path / "plan" / PLAN).exists()
+    planned(source, tmp_path / "plan")
+    with pytest.raises(RunError, match="there is something already"):
+        planned(source, tmp_path / "plan")
+
+
+@pytest.mark.parametrize(
+    ("shard", "words"),
+    [("5", "numbers below 5"), ("0,9", "0 to 4"), ("3/3", "a number below 3"), ("4/4", "0/4 to 3/4")],
+)
+def test_shards_that_there_are_not(source: Path, model: Path, tmp_path: Path, shard: str, words: str) -> None:
+    planned(source, tmp_path / "plan")
+    with pytest.raises(OptionError, match=words):
+        predict_shards(options(tmp_path / "plan", model, shard))
+
+
+@pytest.mark.parametrize("shard", ["x", "-1", "1,", "1/0", "", "1 2", "1/2/3"])
+def test_shards_that_are_no_numbers(shard: str) -> None:
+    with pytest.raises(OptionError, match="3, or 3,7,9, or 3/64"):
+        ShardOptions(Path("plan"), shard)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sources": ("a.jpg",)}, "has its own inputs"),
+        ({"rows": RowsOptions(Path("x.csv"))}, "--out"),
+        ({"strict": True}, "--strict"),
+        ({"report": Path("r.json")}, "--report"),
+    ],
+)
+def test_a_plan_says_what_is_read_and_written(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        PredictOptions(models=("m",), shards=ShardOptions(Path("plan")), **given)
+    with pytest.raises(OptionError, match="--plan"):
+        ShardOptions(None, "3")
+
+
+def test_two_that_race_leave_one_whole_part(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 3)
+    failed: list[EdgeclsError] = []
+
+    def run() -> None:
+        try:
+            predict_shards(options(tmp_path / "plan", model))
+        except EdgeclsError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert merged(tmp_path / "plan").again == ()
+    assert sorted(each.name for each in (tmp_path / "plan").iterdir()) == sorted(
+        [PLAN, INPUTS, "summary.json", *(part_of(tmp_path, shard).name for shard in range(3))]
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_kills_lose_and_double_nothing(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 5)
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgecls.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "edgecls.cli", "predict", "--plan", str(tmp_path / "plan"), "--model", str(model)]
+    for wait in (0.45, 0.6, 0.75):
+        worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait)
+        worker.kill()
+        worker.wait(10)
+    again = merged(tmp_path / "plan").again
+    if again:
+        predict_shards(options(tmp_path / "plan", model, ",".join(map(str, again))))
+    assert merged(tmp_path / "plan", tmp_path / "merged.csv").again == ()
+    assert (tmp_path / "merged.csv").read_text() == plain(source, model, tmp_path / "plain.csv")
+
+
+def test_names_that_are_not_text_get_their_row(source: Path, model: Path, tmp_path: Path) -> None:
+    try:
+        shutil.copy(source / "stripes" / "0.png", os.fsencode(str(source / "stripes")) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system has only names that are UTF-8")
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    assert merged(tmp_path / "plan", tmp_path / "merged.csv").errors == 2
+    assert "its name is not UTF-8" in (tmp_path / "merged.csv").read_text()
