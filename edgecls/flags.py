@@ -66,7 +66,7 @@ def flags(
 def _file_parameter() -> inspect.Parameter:
     told = typer.Option(
         "--options",
-        help="A JSON file of options and their values, such as recipe.json of a training. Flags win over it.",
+        help="A JSON file of options by the names of the flags. Flags win over it.",
     )
     return inspect.Parameter(
         _FILE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[Path], told]

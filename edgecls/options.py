@@ -114,7 +114,8 @@ def expect(holds: bool, flag: str, value: object, expected: str) -> None:
         OptionError: it does not hold.
     """
     if not holds:
-        raise OptionError(f"{flag_name(flag)} {value}: expected {expected}")
+        shown = '""' if value == "" else value
+        raise OptionError(f"{flag_name(flag)} {shown}: expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -46,8 +46,10 @@ class DriftWatch:
         self.n = 0
 
     @classmethod
-    def of(cls, classifier: Classifier, window: int | None = None) -> DriftWatch | None:
-        """A watch for an opened model; None where its run has no baseline.
+    def of(
+        cls, classifier: Classifier, window: int | None = None, *, on_note: Callable[[str], None] = lambda line: None
+    ) -> DriftWatch | None:
+        """A watch for an opened model; None where its run has no baseline, or a damaged one, which `on_note` is told.
 
         Several members or views are surer, or less sure, than the one that was validated: their confidence is not
         compared, and the first member's validation images stand for all.
@@ -58,7 +60,8 @@ class DriftWatch:
         run = Run(folder_of_run(member.file))
         try:
             baseline = Baseline.of(run)
-        except RunError:  # `verify` says what is wrong with a run; pictures are answered all the same
+        except RunError as error:  # pictures are answered all the same
+            on_note(f"warning: whether pictures differ from the validation images is not told: {error}")
             return None
         if baseline is None:
             return None

@@ -114,7 +114,7 @@ class _Prediction:
         self.names = model.voting.names if len(model.members) > 1 else ()
         n_views = len(model.members[0].views)
         self.views = ViewTally(n_views) if n_views > 1 and not self.names else None
-        self.watch = DriftWatch.of(model)
+        self.watch = DriftWatch.of(model, on_note=progress.on_step)
         self.votes = EnsembleTally(model.voting, options.vote.subsets) if self.names else None
 
     def run(self) -> PredictReport:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from edgecls.scale.plan import Plan
 from edgecls.scale.run import ShardsReport, ShardWorker
 
 _TRIES: Final = 3  # of a shard whose actor dies
+_SECONDS: Final = 10.0  # for a cluster to take a connection
 _CORES: Final = 2  # of an actor without a GPU
 
 
@@ -89,9 +91,21 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, of which it warns
     dashboard = False if address is None else None
     try:
+        _expect_somebody(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.ERROR)
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         raise RunError(f"Ray cannot be reached at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+
+
+def _expect_somebody(address: str | None) -> None:
+    """Where an address has a port, somebody must listen there: Ray itself looks for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("//")[2].strip("[]"), int(port)), _SECONDS).close()
 
 
 def _everywhere(options: PredictOptions) -> PredictOptions:

@@ -22,7 +22,7 @@ from edgecls.runtime.output.row import row
 from edgecls.runtime.pipeline import Picture
 from edgecls.serve import inference_protocol as protocol
 from edgecls.serve.batcher import Answer, Asked, Expired, QueueFull
-from edgecls.serve.bodies import TooLarge, TooSlow, pictures_of, read_body
+from edgecls.serve.bodies import TooLarge, TooSlow, WrongEncoding, pictures_of, read_body
 from edgecls.serve.figures import Figures
 from edgecls.serve.inference_protocol import BadRequest
 from edgecls.serve.models import LoadedModel, ServedModel
@@ -135,7 +135,8 @@ class Service:
     async def answered(self, request: Request, handler: _Handler, *, is_open: bool) -> Response:
         """What the handler says, or the status for what went wrong; no path and no traceback leave the server."""
         if not is_open and not self._is_allowed(request):
-            return _error(401, "this server asks for a key: Authorization: Bearer KEY")
+            words = "this server asks for a key: Authorization: Bearer KEY"
+            return _error(401, words, {"WWW-Authenticate": "Bearer"})
         try:
             return await handler(request)
         except BadRequest as error:
@@ -147,11 +148,17 @@ class Service:
         except TooSlow as error:
             return _error(408, str(error))
         except QueueFull:
-            return _error(503, "the queue is full; come again", {"Retry-After": _RETRY_SECONDS})
+            return _error(503, "the queue is full; ask again", {"Retry-After": _RETRY_SECONDS})
         except Expired:
-            return _error(504, f"no answer within {self._options.limits.timeout:g} s")
+            return _error(504, f"no answer within {self._options.limits.timeout:g} s: it is busy; ask again later")
+        except WrongEncoding as error:
+            return _error(415, str(error))
         except ClientDisconnect:
             return Response(status_code=_LEFT)
+        except asyncio.CancelledError:
+            if not self._is_ending():
+                raise
+            return _error(503, "the server ends; ask again", {"Retry-After": _RETRY_SECONDS})
         except Exception as error:
             self._log(f"error: {type(error).__name__}: {error}")
             return _error(500, "the model did not answer")
@@ -159,12 +166,19 @@ class Service:
     def _is_allowed(self, request: Request) -> bool:
         if not self._key:
             return True
-        given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self._key.encode())
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = request.headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+        # headers are bytes, which Starlette reads as Latin-1
+        return hmac.compare_digest(given.encode("latin-1", "replace"), self._key.encode())
 
     async def _body(self, request: Request) -> bytes:
         limits = self._options.limits
         return await read_body(request, limits.max_body_mb, limits.body_timeout)
+
+    @property
+    def _max_images(self) -> int:
+        """Of a request: more than the queue holds could never be answered."""
+        return min(self._options.limits.max_images, self._options.limits.queue)
 
     def _asked(self, request: Request) -> ServedModel:
         """The model that a request names, else the first one."""
@@ -196,7 +210,7 @@ class Service:
     async def _predict(self, request: Request) -> Response:
         asked = self._asked(request)
         kind, body = request.headers.get("content-type", ""), await self._body(request)
-        pictures = await _aside(len(body), partial(pictures_of, kind, body, self._options.limits.max_images))
+        pictures = await _aside(len(body), partial(pictures_of, kind, body, self._max_images))
         model = asked.loaded  # after the last wait: from here on it is one and the same
         answers = await self._answers(request, model, pictures)
         rows = [row(each.prediction, model.members) for each in answers]
@@ -207,7 +221,7 @@ class Service:
     async def _infer(self, request: Request) -> Response:
         asked = self._asked(request)
         body, header_length = await self._body(request), request.headers.get(protocol.HEADER_LENGTH)
-        wanted = await _aside(len(body), partial(protocol.parse, body, header_length, self._options.limits.max_images))
+        wanted = await _aside(len(body), partial(protocol.parse, body, header_length, self._max_images))
         model = asked.loaded
         answers = await self._answers(request, model, wanted.pictures)
         for number, each in enumerate(answers):
@@ -274,7 +288,7 @@ class _Endpoint:
         started = time.perf_counter()
         request = Request(scope, receive)
         is_allowed = self._method in (None, request.method) or (self._method, request.method) == ("GET", "HEAD")
-        handler = self._handler if is_allowed else _no_such_method
+        handler = self._handler if is_allowed else partial(_no_such_method, self._method or "")
         response = await self._service.answered(request, handler, is_open=self._is_open)
         seconds = time.perf_counter() - started
         is_logged = not self._is_open or response.status_code != 200
@@ -285,11 +299,11 @@ class _Endpoint:
 
 
 async def _no_such_address(request: Request) -> Response:
-    return _error(404, "there is nothing at this address")
+    return _error(404, "there is nothing at this address; /openapi.json lists those that there are")
 
 
-async def _no_such_method(request: Request) -> Response:
-    return _error(405, f"this address does not take {request.method[:_MOST_LOGGED]}")
+async def _no_such_method(expected: str, request: Request) -> Response:
+    return _error(405, f"this address takes {expected}", {"Allow": "GET, HEAD" if expected == "GET" else expected})
 
 
 def _error(status: int, words: str, headers: dict[str, str] | None = None) -> Response:

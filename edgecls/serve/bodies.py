@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+from email.message import Message
 from email.parser import BytesParser
 from email.policy import HTTP
 
@@ -15,6 +16,7 @@ from edgecls.runtime.pipeline import Encoded, Picture
 from edgecls.serve.inference_protocol import BadRequest
 
 _MEGABYTE = 1_000_000
+_MOST_HEAD = 16_384  # bytes of the head of a part of a form
 
 
 class TooLarge(Exception):
@@ -25,17 +27,24 @@ class TooSlow(Exception):
     """The body did not arrive in time."""
 
 
+class WrongEncoding(Exception):
+    """The body is compressed."""
+
+
 async def read_body(request: Request, max_mb: float, seconds: float) -> bytes:
     """The whole body.
 
     Raises:
-        TooLarge, TooSlow: a limit was passed; the rest was not read.
+        TooLarge, TooSlow: a limit was passed; the rest was not kept.
+        WrongEncoding: it is compressed.
         ClientDisconnect: whoever sent it has left.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise WrongEncoding("the body is compressed; send it as it is, without Content-Encoding")
     most = int(max_mb * _MEGABYTE)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared[:18]) > most:
-        raise TooLarge(f"a body may have {max_mb:g} MB")
+        raise TooLarge(f"the body is larger than {max_mb:g} MB, the most that this server takes")
     reading = asyncio.current_task()
     is_late = False
 
@@ -62,7 +71,7 @@ async def _read(request: Request, most: int, max_mb: float) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise TooLarge(f"a body may have {max_mb:g} MB")
+            raise TooLarge(f"the body is larger than {max_mb:g} MB, the most that this server takes")
         parts.append(part)
     return b"".join(parts)
 
@@ -90,17 +99,35 @@ def pictures_of(content_type: str, body: bytes, max_images: int) -> tuple[Pictur
 def _files_of_json(body: bytes) -> list[bytes]:
     try:
         given = json.loads(body)
-        return [base64.b64decode(each, validate=True) for each in given["images"]]
-    except (ValueError, KeyError, TypeError, binascii.Error, RecursionError) as error:
+        return [_from_base64(each) for each in given["images"]]
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError) as error:
         raise BadRequest('expected {"images": [...]} with the pictures in base64') from error
 
 
+def _from_base64(text: str) -> bytes:
+    """Base64 with or without line breaks, or a `data:` address with it, as browsers have it."""
+    head, comma, data = text.partition(",")
+    coded = data if comma and head.startswith("data:") and head.endswith(";base64") else text
+    return base64.b64decode("".join(coded.split()), validate=True)
+
+
 def _files_of_form(content_type: str, body: bytes) -> list[bytes]:
-    head = b"Content-Type: " + content_type.encode("latin-1", "replace") + b"\r\n\r\n"
-    try:
-        form = BytesParser(policy=HTTP).parsebytes(head + body)
-        parts = list(form.iter_parts()) if form.is_multipart() else []
-        files = [part.get_payload(decode=True) for part in parts if part.get_filename() is not None]
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise BadRequest("the form cannot be read") from error
-    return [file for file in files if isinstance(file, bytes)]
+    """The parts of a form that are files (RFC 7578), by their boundary: a parser of mail goes through all lines, which
+    takes seconds where a body is millions of them."""
+    kind = Message()
+    kind["Content-Type"] = content_type
+    boundary = kind.get_boundary()
+    if not boundary:
+        raise BadRequest("the form has no boundary")
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
+    files: list[bytes] = []
+    for part in (b"\r\n" + body).split(delimiter)[1:]:
+        if part.startswith(b"--"):
+            return files
+        head, blank, content = part.partition(b"\r\n\r\n")
+        if not blank or len(head) > _MOST_HEAD:
+            raise BadRequest("the form cannot be read: a part has no head, or too large a one")
+        said = BytesParser(policy=HTTP).parsebytes(head.lstrip(b" \t\r\n") + b"\r\n\r\n", headersonly=True)
+        if said.get_filename() is not None:
+            files.append(content)
+    raise BadRequest("the form is cut off: its last boundary is missing")

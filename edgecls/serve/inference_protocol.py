@@ -88,7 +88,8 @@ def parse(body: bytes, header_length: str | None, max_images: int) -> InferReque
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
+        is_number = header_length.isascii() and header_length.isdigit() and len(header_length) <= 12
+        if not is_number or int(header_length) > len(body):
             raise BadRequest(f"{HEADER_LENGTH}: expected the bytes of the JSON part, {len(body)} at most")
         length = int(header_length)
     try:

@@ -35,7 +35,7 @@ class LoadedModel:
     def __init__(self, name: str, classifier: Classifier, options: ServeOptions, figures: Figures, log: Say) -> None:
         self.classifier = classifier
         self._name, self._figures, self._log = name, figures, log
-        self._watch = DriftWatch.of(classifier, _WINDOW)
+        self._watch = DriftWatch.of(classifier, _WINDOW, on_note=log)
         self._since_look, self._told = 0, frozenset[str]()
         self.members = member_names([str(each.file) for each in classifier.members])
         self.batcher = Batcher(
@@ -60,7 +60,7 @@ class LoadedModel:
         """
         classifier = Classifier.of(members_of(place), options.classifier, on_note=log)
         try:
-            _prove(classifier)
+            _prove(classifier, log)
         except BaseException:
             classifier.close()
             raise
@@ -122,7 +122,7 @@ class ServedModel:
         self.loaded.close()
 
 
-def _prove(classifier: Classifier) -> None:
+def _prove(classifier: Classifier, log: Say) -> None:
     """Every member answers its run's golden images.
 
     Raises:
@@ -130,7 +130,9 @@ def _prove(classifier: Classifier) -> None:
     """
     for member in classifier.members:
         run = Run(folder_of_run(member.file) if member.file else Path())
-        if run.path(GOLDEN).is_file() and not answers_as(Golden.of(run), member.backend):
+        if not run.path(GOLDEN).is_file():
+            log(f"warning: {member.file}: has no golden answers beside it, so nothing shows that it is right here")
+        elif not answers_as(Golden.of(run), member.backend):
             raise RunError(
                 f"{member.file}: does not give the golden answers of its run on {member.backend.name}, so it is not "
                 f"served; see: edgecls verify {run.folder}"

@@ -76,9 +76,11 @@ _SCHEMAS: Json = {
 }
 _FAILURES: Json = {
     "400": "The request is not understood, or has too many pictures.",
+    "401": "The key is missing or wrong.",
     "404": "No model of this name.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
+    "415": "The body is compressed.",
     "503": "The queue is full; Retry-After says when to come again.",
     "504": "The request waited too long.",
 }
@@ -156,9 +158,14 @@ def _post(summary: str, bodies: Json, answer: str, failures: Json | None = None)
 
 
 def _get(summary: str, operation: str = "", *, is_open: bool = False) -> Json:
-    told: Json = {"summary": summary, "responses": _responses({"application/json": {}})}
+    failures = {"503": "The server ends."} if is_open else {"401": _FAILURES["401"]}
+    told: Json = {"summary": summary, "responses": _responses({"application/json": {}}, failures)}
     return {**told, **({"operationId": operation} if operation else {}), **({"security": []} if is_open else {})}
 
 
 def _with_model(method: str, operation: Json, name: str) -> Json:
-    return {"parameters": [_MODEL], method: {**operation, "operationId": name}}
+    gone = _responses({}, {"404": _FAILURES["404"]})["404"]
+    responses = {**operation["responses"], "404": gone}
+    if name == "load":
+        responses["400"] = _responses({}, {"400": "It was not loaded, and the one before goes on."})["400"]
+    return {"parameters": [_MODEL], method: {**operation, "operationId": name, "responses": responses}}

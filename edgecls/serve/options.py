@@ -8,14 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from edgecls.errors import OptionError
 from edgecls.options import Options, Rule, above, at_least, between, expect, option
 from edgecls.runs import LATEST
 from edgecls.runtime.options import ClassifierOptions
 
 API_KEY: Final = "EDGECLS_API_KEY"
 
+_DEFAULT_NAME: Final = "model"
 _SECONDS: Final = above(0, most=86_400)
-_NAME: Final = Rule(lambda name: re.fullmatch(r"[\w.-]+", name) is not None, "letters, digits, and any of _ . -")
+_NAME: Final = Rule(
+    lambda name: re.fullmatch(r"\w[\w.-]*", name) is not None, "letters, digits, and any of _ . - behind the first"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ServeOptions(Options):
     )
     host: str = option("127.0.0.1", "Address to listen on. 0.0.0.0 is reachable from other machines.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", rule=between(0, 65535))
-    name: str = option("model", "What the model that is given without a name is called in addresses.", rule=_NAME)
+    name: str = option(_DEFAULT_NAME, "What the model that is given without a name is called in addresses.", rule=_NAME)
     top_k: int = option(1, "How many labels a row of /predict has, best first.", rule=at_least(1))
     max_wait_ms: float = option(
         0.0,
@@ -69,6 +73,10 @@ class ServeOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.named  # noqa: B018  told at once, before anything is opened
+        is_soon = self.max_wait_ms < 1000 * self.limits.timeout
+        expect(is_soon, "max_wait_ms", self.max_wait_ms, f"less than --timeout, which is {self.limits.timeout:g} s")
+        if self.name != _DEFAULT_NAME and self.models and not self.model:
+            raise OptionError(f"--name {self.name}: names the model that is given without a name; there is none")
 
     @cached_property
     def named(self) -> dict[str, str]:
@@ -83,6 +91,7 @@ class ServeOptions(Options):
             expect(
                 bool(equals and place and _NAME.holds(name)), "model", each, f"NAME=MODEL; a name has {_NAME.expected}"
             )
-            expect(name not in found, "model", each, "names that differ")
+            if name in found:
+                raise OptionError(f"--model {each}: the name {name} is given twice")
             found[name] = place
         return found

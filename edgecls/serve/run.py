@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -48,17 +50,21 @@ def serve(options: ServeOptions) -> None:
         listening = _listen(options.host, options.port)
         # one that is served without a key to others than this machine
         if not key and not _is_loopback(options.host):
-            log(f"warning: anybody who reaches {options.host} may ask; a key is asked for where {API_KEY} is set")
+            log(f"warning: anybody who reaches this machine may ask; set {API_KEY} or --api-key-file to ask for a key")
         _Server(models, options, figures, key, log).run([listening])
 
 
 def _key(file: Path | None) -> str:
     if file is None:
-        return os.environ.get(API_KEY, "").strip()
+        given = os.environ.get(API_KEY, "")
+        if given and not given.strip():
+            raise OptionError(f"the variable {API_KEY} is blank; set it to the key, or unset it")
+        return given.strip()
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--api-key-file {file}: cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OptionError(f"--api-key-file {file}: cannot be read: {reason}") from error
     if not key:
         raise OptionError(f"--api-key-file {file}: is empty; expected the key")
     return key
@@ -67,12 +73,18 @@ def _key(file: Path | None) -> str:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        said = host or '""'
+        expected = "127.0.0.1, 0.0.0.0, or an address of this machine"
+        raise RunError(f"--host {said}: no such address; expected {expected}") from error
+    try:
         listening = socket.create_server(address, family=family, backlog=_BACKLOG)
         # asyncio does so only for sockets that name TCP, which this one does not. Without it, the second half of each
         # answer waits 40 ms for the client to confirm the first; connections inherit it
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except (OSError, UnicodeError) as error:
-        raise RunError(f"cannot listen on {host} port {port}: {error}; name another one with --port") from error
+    except OSError as error:
+        reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror or error
+        raise RunError(f"cannot listen on {host} port {port}: {reason}; name another one with --port") from error
     return listening
 
 
@@ -100,6 +112,7 @@ class _Server(uvicorn.Server):
         )  # fmt: skip
         self._on = ", ".join(dict.fromkeys(each.loaded.classifier.backend_name for each in models.values()))
         self._reloading: set[asyncio.Task[None]] = set()
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # what it says of bad requests is no line of JSON
         super().__init__(
             uvicorn.Config(
                 self._service.app(),

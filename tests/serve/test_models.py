@@ -130,6 +130,16 @@ def test_a_model_that_answers_otherwise_is_not_loaded(exported_run: Path, tmp_pa
         assert any("golden answers" in line for line in client.logged)
 
 
+def test_a_model_that_nothing_vouches_for_is_served_with_a_word(exported_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported_run, run)
+    (run / "golden.npz").unlink()
+    (run / "baseline.json").write_text("{")
+    with served(run) as client:
+        assert any("has no golden answers beside it" in line for line in client.logged)
+        assert any("differ from the validation images is not told" in line for line in client.logged)
+
+
 def test_pictures_that_drift_are_told(exported_run: Path, tmp_path: Path) -> None:
     large = [write_image(tmp_path / f"{seed}.png", draw("stripes", seed, size=90)).read_bytes() for seed in range(8)]
     with served(exported_run) as client:
@@ -169,8 +179,8 @@ def test_sighup_loads_all_anew(tmp_path: Path, picture: bytes) -> None:
 @pytest.mark.parametrize(
     ("models", "words"),
     [
-        (("model=b",), "names that differ"),
-        (("pets=b", "pets=c"), "names that differ"),
+        (("model=b",), "is given twice"),
+        (("pets=b", "pets=c"), "is given twice"),
         (("b.onnx",), "NAME=MODEL"),
         (("pets=",), "NAME=MODEL"),
         (("=b",), "NAME=MODEL"),

@@ -82,6 +82,31 @@ def test_forms_and_json_bring_several(client: Client, files: list[Path], expecte
     assert (status, near(answers(said), expected[:3])) == (200, True)
 
 
+def test_base64_may_be_what_browsers_make_of_it(
+    client: Client, files: list[Path], expected: list[tuple[str, float]]
+) -> None:
+    coded = base64.encodebytes(files[0].read_bytes()).decode()  # with line breaks
+    data = json.dumps({"images": [coded, f"data:image/png;base64,{coded}"]}).encode()
+    status, said, _ = client("POST", "/predict", data, Content_Type="application/json")
+    assert (status, near(answers(said), [expected[0]] * 2)) == (200, True)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"",
+        b"--x--\r\n",
+        b"--x\r\nno blank line",
+        b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nnever ends',
+        b"--x\r\n" + b"a" * 20_000 + b"\r\n\r\nbody\r\n--x--",
+        b'--y\r\nContent-Disposition: form-data; filename="f"\r\n\r\nother boundary\r\n--y--',
+    ],
+)
+def test_forms_without_a_whole_file_are_refused(client: Client, form: bytes) -> None:
+    assert client("POST", "/predict", form, Content_Type="multipart/form-data; boundary=x")[0] == 400
+    assert client("POST", "/predict", form, Content_Type="multipart/form-data")[0] == 400
+
+
 def test_the_bytes_of_a_form_arrive_as_they_were(client: Client) -> None:
     """Line ends inside a file, which a parser of mail might change."""
     from edgecls.serve.bodies import pictures_of
@@ -224,7 +249,11 @@ def test_limits_are_kept_before_anything_is_decoded(client: Client, files: list[
     )
     assert (status, said["error"]) == (400, "there are 9 pictures: expected 8 at most")
     assert client("POST", "/predict", b"")[0] == 400
-    assert client("GET", "/predict")[0] == 405
+    status, said, headers = client("GET", "/predict")
+    assert (status, headers["Allow"], said["error"]) == (405, "POST", "this address takes POST")
+    status, said, _ = client("POST", "/predict", files[0].read_bytes(), Content_Encoding="gzip")
+    assert (status, said["error"]) == (415, "the body is compressed; send it as it is, without Content-Encoding")
+    assert client("POST", "/v2/models/model/infer", b"{}", **{HEADER_LENGTH: "0" * 5000})[0] == 400
     assert client("GET", "/v2/models/other")[0] == 404
     assert client("POST", "/predict", b"not a picture")[0] == 422
 
@@ -373,7 +402,33 @@ def test_what_waits_too_long_is_answered_504_and_not_worked_for(
         assert gate.n_pictures == n_workers + 1
 
 
-def test_a_key_is_asked_for(exported_run: Path, files: list[Path], tmp_path: Path) -> None:
+def test_more_pictures_than_the_queue_holds_are_never_asked_again(exported_run: Path, files: list[Path]) -> None:
+    data = json.dumps({"images": [base64.b64encode(files[0].read_bytes()).decode()] * 5}).encode()
+    with served(exported_run, limits=LimitOptions(queue=4)) as client:
+        status, said, _ = client("POST", "/predict", data, Content_Type="application/json")
+        assert (status, said["error"]) == (400, "there are 5 pictures: expected 4 at most")
+
+
+def test_a_body_that_never_arrives_is_answered_at_the_end(exported_run: Path, tmp_path: Path) -> None:
+    client, server = process(tmp_path, exported_run, "--timeout", "1")
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as half:
+        half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        until(lambda: client("GET", "/v2/health/live")[0] == 200)
+        server.send_signal(signal.SIGTERM)
+        answer = half.makefile("rb").read()
+    assert server.wait(20) == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"the server ends; ask again" in answer
+    assert server.stderr
+    lines = server.stderr.read().splitlines()
+    assert [json.loads(line)["status"] for line in lines if line.startswith("{")] == [503]
+    assert not [line for line in lines if "Traceback" in line or "Cancel" in line]
+    server.stderr.close()
+
+
+def test_a_key_is_asked_for(
+    exported_run: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "key"
     file.write_text("secret\n")
     data = files[0].read_bytes()
@@ -381,13 +436,22 @@ def test_a_key_is_asked_for(exported_run: Path, files: list[Path], tmp_path: Pat
         assert client("POST", "/predict", data)[0] == 401
         assert client("POST", "/predict", data, Authorization="Bearer wrong")[0] == 401
         assert client("POST", "/predict", data, X_API_Key="secrét".encode().decode("latin-1"))[0] == 401
+        assert client("POST", "/predict", data, Authorization="secret")[0] == 401
+        assert client("POST", "/predict", data)[2]["WWW-Authenticate"] == "Bearer"
         assert client("POST", "/predict", data, Authorization="Bearer secret")[0] == 200
+        assert client("POST", "/predict", data, Authorization="bearer secret")[0] == 200
         assert client("POST", "/predict", data, X_API_Key="secret")[0] == 200
         assert client("GET", "/v2/health/ready")[0] == 200
         assert client("GET", "/metrics")[0] == 401
+    file.write_text("schlüssel", encoding="utf-8")
+    with served(exported_run, api_key_file=file) as client:
+        assert client("POST", "/predict", data, X_API_Key="schlüssel".encode().decode("latin-1"))[0] == 200
     file.write_text(" ")
     with pytest.raises(OptionError, match="is empty; expected the key"):
         serve(ServeOptions(str(exported_run), api_key_file=file))
+    monkeypatch.setenv("EDGECLS_API_KEY", "  ")
+    with pytest.raises(OptionError, match="EDGECLS_API_KEY is blank"):
+        serve(ServeOptions(str(exported_run)))
 
 
 def test_a_model_that_answers_otherwise_is_not_served(exported_run: Path, tmp_path: Path) -> None:
@@ -481,6 +545,8 @@ def test_a_log_that_nobody_reads_holds_nothing_up(exported_run: Path, files: lis
     [
         ({"name": "a/b"}, "letters, digits"),
         ({"name": ""}, "letters, digits"),
+        ({"name": ".."}, "letters, digits"),
+        ({"max_wait_ms": 10_000.0}, "less than --timeout, which is 10 s"),
         ({"port": 70_000}, "0 to 65535"),
         ({"max_wait_ms": float("inf")}, "0 to 60000"),
         ({"limits": {"timeout": float("inf")}}, "at most 86,400"),
