@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Final
 
 from edgecls.datasets import ClassNames
@@ -91,7 +92,12 @@ def sources_of(
     def source(each: StoredInput) -> Source:
         return Source(_picture(store, each, is_checked), each.name, _truth(each.name, above, classes))
 
-    return prefetch(source, inputs, n_threads=_THREADS, ahead=_AHEAD)
+    is_local = isinstance(store, LocalStore)
+    for is_plain, some in groupby(inputs, lambda each: is_local and not each.is_member):
+        if is_plain:  # the pipeline's workers read plain files of this machine themselves
+            yield from map(source, some)
+        else:
+            yield from prefetch(source, some, n_threads=_THREADS, ahead=_AHEAD)
 
 
 def _truth(name: str, above: str, classes: ClassNames) -> str | None:
