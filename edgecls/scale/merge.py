@@ -30,6 +30,7 @@ class MergeResult:
         wrong: why a part cannot be taken, by shard.
         errors, abstained: rows; labelled: answered rows with a known label; accuracy: over these, None without any.
         worker_seconds: of all parts together.
+        backends: that answered; a picture between two labels may get another one from another of them.
         out: the file with all rows; empty where none was written.
     """
 
@@ -43,6 +44,7 @@ class MergeResult:
     labelled: int
     accuracy: float | None
     worker_seconds: float
+    backends: tuple[str, ...]
     out: str = ""
     made_by: dict[str, Any] = field(default_factory=dict)
 
@@ -99,6 +101,7 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         labelled,
         sum(each.right for each in footers.values()) / labelled if labelled else None,
         sum(each.seconds for each in footers.values()),
+        tuple(sorted({each.backend for each in footers.values()})),
         out,
         dict(next(iter(footers.values())).made_by) if footers else {},
     )

@@ -29,6 +29,7 @@ class Footer:
     Attributes:
         plan: sha256 of the plan; shard: its number there.
         made_by: what decides about the rows: models by their sha256, and options.
+        backend: what ran the models; others round in other places, and no two of them need be the same.
         images: rows; errors, abstained: of them.
         labelled: answered with a known label; right: of them.
         seconds: from the first read to the last row.
@@ -37,6 +38,7 @@ class Footer:
     plan: str
     shard: int
     made_by: Mapping[str, Any]
+    backend: str
     images: int
     errors: int
     abstained: int

@@ -129,7 +129,7 @@ class ShardWorker:
                         right += sure.label == source.truth
                 progress.on_images(len(answered.sources))
             footer = Footer(
-                plan.sha256, shard, self._made_by, len(inputs), counts["error"], counts["abstained"], labelled, right,
+                plan.sha256, shard, self._made_by, model.backend_name, len(inputs), counts["error"], counts["abstained"], labelled, right,
                 time.perf_counter() - started,
             )  # fmt: skip
             rows.finish(footer)

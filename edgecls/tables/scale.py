@@ -56,6 +56,9 @@ def merged(result: MergeResult) -> list[Table | str]:
             f"{with_interval(result.accuracy, result.labelled)} of {result.labelled:,} answered with a known label",
         )
     facts.add_row("time", f"{result.worker_seconds:,.1f} s of all workers together")
+    if result.backends:
+        differ = "; a picture between two labels may depend on which" if len(result.backends) > 1 else ""
+        facts.add_row("answered by", f"{' and '.join(result.backends)}{differ}")
     if result.out:
         facts.add_row("file", result.out)
     lines: list[Table | str] = [facts]
