@@ -129,9 +129,17 @@ class ShardWorker:
                         right += sure.label == source.truth
                 progress.on_images(len(answered.sources))
             footer = Footer(
-                plan.sha256, shard, self._made_by, model.backend_name, len(inputs), counts["error"], counts["abstained"], labelled, right,
-                time.perf_counter() - started,
-            )  # fmt: skip
+                plan=plan.sha256,
+                shard=shard,
+                made_by=self._made_by,
+                backend=model.backend_name,
+                images=len(inputs),
+                errors=counts["error"],
+                abstained=counts["abstained"],
+                labelled=labelled,
+                right=right,
+                seconds=time.perf_counter() - started,
+            )
             rows.finish(footer)
         return footer
 
