@@ -38,10 +38,11 @@ def run(*words: object, expected: tuple[int, ...] = (0, 3)) -> tuple[float, floa
             with open(f"/proc/{process.pid}/status", encoding="ascii") as lines:
                 peak = max(peak, *(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), 0.0)
         except OSError:
-            pass
+            break  # it has just ended
         time.sleep(0.02)
     assert process.stderr
     said = process.stderr.read()
+    process.wait()
     if process.returncode not in expected:
         raise SystemExit(f"{words}: {said}")
     return time.perf_counter() - started, peak

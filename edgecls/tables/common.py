@@ -31,6 +31,11 @@ def with_interval(share: float, n: int) -> str:
     return f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
+def with_errors(n: int, errors: int) -> str:
+    """A number of images, and how many of them could not be read."""
+    return f"{n:,}" + (f", {errors:,} could not be read (status = error)" if errors else "")
+
+
 def facts_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="dim")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from edgecls.tables.common import facts_table, percent, percent_or_none, with_interval
+from edgecls.tables.common import facts_table, percent, percent_or_none, with_errors, with_interval
 
 if TYPE_CHECKING:
     from edgecls.runtime.predict import PredictReport
@@ -25,8 +25,7 @@ def predicted(report: PredictReport) -> list[Table | str]:
 
 def _prediction_facts(report: PredictReport) -> Table:
     facts = facts_table("Prediction")
-    errors = f", {report.errors:,} could not be read (status = error)" if report.errors else ""
-    facts.add_row("images", f"{report.images:,}{errors}")
+    facts.add_row("images", with_errors(report.images, report.errors))
     if report.abstained:
         facts.add_row("abstained", f"{report.abstained:,} below --min-confidence")
     if report.resumed:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edgecls.tables.common import facts_table, with_interval
+from edgecls.tables.common import facts_table, with_errors, with_interval
 
 if TYPE_CHECKING:
     from edgecls.scale.merge import MergeResult
@@ -35,8 +35,7 @@ def shards_done(report: ShardsReport) -> Table:
     facts.add_row("done", f"{len(report.done):,}: {_numbers(report.done)}" if report.done else "0")
     if report.passed_over:
         facts.add_row("passed over", f"{len(report.passed_over):,} that were done: {_numbers(report.passed_over)}")
-    errors = f", {report.errors:,} could not be read (status = error)" if report.errors else ""
-    facts.add_row("images", f"{report.images:,}{errors}")
+    facts.add_row("images", with_errors(report.images, report.errors))
     if report.images:
         facts.add_row("speed", f"{report.images / report.seconds:,.1f} img/s, {report.seconds:.1f} s with the start")
     facts.add_row("next", f"edgecls merge {report.plan}")
@@ -46,8 +45,7 @@ def shards_done(report: ShardsReport) -> Table:
 def merged(result: MergeResult) -> list[Table | str]:
     facts = facts_table("Merge")
     facts.add_row("inputs", f"{result.inputs:,}")
-    errors = f", {result.errors:,} could not be read (status = error)" if result.errors else ""
-    facts.add_row("rows", f"{result.images:,}{errors}")
+    facts.add_row("rows", with_errors(result.images, result.errors))
     if result.abstained:
         facts.add_row("abstained", f"{result.abstained:,} below --min-confidence")
     if result.accuracy is not None:

@@ -105,6 +105,7 @@ def test_a_key_is_asked_for_on_the_page(browser: Any, photo: Path, tmp_path: Pat
         tab.wait_for_selector("#keyed", state="hidden")
         tab.set_input_files("#file", photo)
         tab.wait_for_selector("#answer:not([hidden])")
+        assert tab.inner_text("#status").startswith("Answered: ")
         tab.close()
 
 
