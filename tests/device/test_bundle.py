@@ -56,7 +56,7 @@ def test_a_bundle_answers_as_its_run_and_holds_nothing_of_the_training(
         assert answers[0] == answers[1]
     inside = contents(find_model(bundled))
     assert set(inside) == {
-        "manifest.json", "golden.npz", "export.json", "calibration.json", "report.html", "NOTICE.txt",
+        "manifest.json", "golden.npz", "export.json", "calibration.json", "baseline.json", "report.html", "NOTICE.txt",
         "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx",
     }  # fmt: skip
     home = str(exported_run.parent).encode()

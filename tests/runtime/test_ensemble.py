@@ -102,9 +102,9 @@ def test_every_file_is_read_and_decoded_once_for_all_members(
     models: list[Path], photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, decoded = [], []
-    plain_read, plain_decode = images.read, images.decode
+    plain_read, plain_decode = images.read, images.decode_file
     monkeypatch.setattr(images, "read", lambda path: read.append(path) or plain_read(path))
-    monkeypatch.setattr(images, "decode", lambda *given: decoded.append(1) or plain_decode(*given))
+    monkeypatch.setattr(images, "decode_file", lambda *given: decoded.append(1) or plain_decode(*given))
     with Classifier.open([str(m) for m in models], device="cpu") as ensemble:
         assert len(list(ensemble.predict(images.find_images(photos)))) == 60
     assert (len(read), len(set(read)), len(decoded)) == (60, 60, 60)

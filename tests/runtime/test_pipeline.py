@@ -31,7 +31,7 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
     loading: list[int] = []
     counted, lock = [0], threading.Lock()
 
-    def load(worker: object, picture: Picture, into: Sequence[Pixels]) -> None:
+    def load(worker: object, picture: Picture, into: Sequence[Pixels]) -> tuple[int, int]:
         with lock:
             counted[0] += 1
             loading.append(counted[0])
@@ -41,6 +41,7 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
             pass
         with lock:
             counted[0] -= 1
+        return 8, 8
 
     monkeypatch.setattr(pipeline.BatchWorker, "_load", load)
     for name, seconds in limits.items():

@@ -263,7 +263,7 @@ def test_memory_is_bounded_however_many_files_there_are(
     """Files are decoded at most a batch and a few ahead of the answers that have been taken."""
     started = 0
     lock = threading.Lock()
-    decode = images.decode
+    decode = images.decode_file
 
     def counted(*arguments: Any) -> Any:
         nonlocal started
@@ -271,7 +271,7 @@ def test_memory_is_bounded_however_many_files_there_are(
             started += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(images, "decode_file", counted)
     path = photos / "checks" / "0.png"
     with Classifier.open(exported_run, device="cpu", batch_size=4, n_threads=2) as classifier:
         most_ahead = 0
