@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,9 @@ import numpy as np
 
 _HEAD = "POST /{path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
 _FORM = b'--bench\r\nContent-Disposition: form-data; name="content"; filename="photo.jpg"\r\n\r\n%b\r\n--bench--\r\n'
+
+
+_SEEDS = itertools.count()
 
 
 @dataclass
@@ -62,7 +66,7 @@ async def client(
         right: for each request the label and probability that it may be answered with.
         gap: mean of the seconds between two requests; 0 for none.
     """
-    rng = random.Random(id(load))
+    rng = random.Random(next(_SEEDS))  # of its own, or all would ask at the same moments
     reader, writer = await asyncio.open_connection(*address)
     while (start := time.perf_counter()) < until:
         which = rng.randrange(len(requests))
@@ -122,13 +126,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rates", default="0.1,0.5,0.9")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--also", nargs="*", default=[])
     asked = parser.parse_args()
     files = sorted(each for each in asked.photos.rglob("*") if each.suffix.lower() in (".jpg", ".jpeg", ".png"))
     command = [sys.executable, "-m", "edgecls.cli"]
     with tempfile.TemporaryDirectory() as folder:
         rows, report = Path(folder, "rows.csv"), Path(folder, "report.json")
-        told = ["--out", str(rows), "--report", str(report)]
+        told = ["--out", str(rows), "--report", str(report), "--device", asked.device]
         subprocess.run(
             [*command, "predict", *map(str, files), "--model", str(asked.run), *told], check=True, capture_output=True
         )
@@ -136,7 +141,8 @@ def main() -> None:
         plain = json.loads(report.read_text())["images_per_second"]
     print(f"predict: {plain:.1f} img/s of {len(files)} photos")
     started = time.perf_counter()
-    server = subprocess.Popen([*command, "serve", str(asked.run), "--port", "0"], stderr=subprocess.PIPE, text=True)
+    serve = ["serve", str(asked.run), "--port", "0", "--device", asked.device]
+    server = subprocess.Popen([*command, *serve], stderr=subprocess.PIPE, text=True)
     line = next(line for line in server.stderr if line.startswith("ready"))
     print(f"{line.strip()} after {time.perf_counter() - started:.2f} s, {memory_mb(server.pid):.0f} MB")
     port = int(line.split(":")[3].split(",")[0])
