@@ -63,7 +63,7 @@ class DriftWatch:
         except RunError as error:  # pictures are answered all the same
             on_note(f"warning: whether pictures differ from the validation images is not told: {error}")
             return None
-        if baseline is None:
+        if baseline is None or set(run.manifest.labels) != set(classifier.labels):  # a file of another model lies there
             return None
         is_plain = len(classifier.members) == 1 and len(member.views) == 1
         features = [each for each in FEATURES if is_plain or each != "confidence"]

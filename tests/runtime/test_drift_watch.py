@@ -15,7 +15,7 @@ from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptio
 from edgecls.runtime.pipeline import Frame, Source
 from edgecls.runtime.predict import PredictReport, predict
 from edgecls.tables.predict import predicted
-from tests.conftest import draw, write_image
+from tests.conftest import draw, write_image, write_linear_model
 
 
 def watched(classifier: Classifier, watch: DriftWatch, pictures: list[np.ndarray]) -> None:
@@ -75,6 +75,14 @@ def test_without_a_sound_baseline_nothing_is_said(exported_run: Path, tmp_path: 
     write_image(tmp_path / "photos" / "one.png", draw("stripes", 1))
     result, line = told(run, tmp_path / "photos", tmp_path / "rows.csv")
     assert (result.drift, line) == (None, "")
+
+
+def test_another_model_in_a_run_s_folder_is_not_compared_with_that_run(exported_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported_run, run)
+    write_image(tmp_path / "photos" / "one.png", draw("stripes", 1))
+    result, _ = told(write_linear_model(run / "other.onnx"), tmp_path / "photos", tmp_path / "rows.csv")
+    assert (result.images, result.errors, result.drift) == (1, 0, None)
 
 
 def test_several_views_are_not_compared_by_confidence(exported_run: Path) -> None:
