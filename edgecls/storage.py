@@ -21,9 +21,12 @@ from edgecls.images import natural_key, walk
 _T = TypeVar("_T")
 
 SCHEMES: Final = ("s3", "gs", "hdfs", "file")
+N_FETCHING: Final = 16  # threads: an object store takes 20 to 100 ms for each file, whatever its size
+FETCHED_AHEAD: Final = 64  # files in memory before somebody takes them
 _OF_CAMERAS: Final = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
 _TRIES: Final = 5
 _FIRST_WAIT: Final = 0.1  # seconds before the second try; twice as long before each further one, give or take a half
+_CURE: Final = "check the address, and the credentials and region, which are taken from the environment"
 _GONE: Final = "it is no longer there"
 
 
@@ -113,7 +116,7 @@ def open_store(address: str) -> Store:
     try:
         filesystem, root = fs.FileSystem.from_uri(address)
     except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{address}: cannot be opened: {_first_line(error)}") from error
+        raise DatasetError(f"{address}: cannot be opened: {_first_line(error)}; {_CURE}") from error
     if scheme == "file":
         return open_store(root)
     return ArrowStore(address, filesystem, root)
@@ -181,10 +184,7 @@ class ArrowStore:
             try:
                 found = _again(lambda: self._filesystem.get_file_info(fs.FileSelector(folder)))  # noqa: B023
             except (OSError, ValueError) as error:
-                raise DatasetError(
-                    f"{self.root}: cannot be listed: {_first_line(error)}; check the address, and the credentials and "
-                    "region, which are taken from the environment"
-                ) from error
+                raise DatasetError(f"{self.root}: cannot be listed: {_first_line(error)}; {_CURE}") from error
             entries = [each for each in found if not each.base_name.startswith(".")]
             entries.sort(key=lambda each: natural_key(each.base_name))
             for each in entries:

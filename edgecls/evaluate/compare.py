@@ -18,7 +18,7 @@ from edgecls.errors import OptionError
 from edgecls.evaluate.answers import Answers, answers_of
 from edgecls.evaluate.contestant import Contestant, expect_a_vote, named
 from edgecls.evaluate.costs import Cost, cost_of
-from edgecls.evaluate.evaluate import images_of
+from edgecls.evaluate.evaluate import judged_images
 from edgecls.evaluate.gallery import Shown, shown
 from edgecls.evaluate.options import CompareOptions
 from edgecls.evaluate.runs_table import RunsResult, is_folder_of_runs, runs_of
@@ -147,19 +147,19 @@ def compare(options: CompareOptions, progress: Progress = Progress()) -> Compare
     expect_a_vote(contestants, options.vote)
     with ExitStack() as stack:
         opened = [stack.enter_context(each.open(progress.on_step)) for each in contestants]
-        images, data, notes = images_of(contestants, options.data, ClassNames.of(opened[0].manifest))
-        answers = answers_of(opened, images, progress)
+        judged = judged_images(contestants, options.data, ClassNames.of(opened[0].manifest), progress)
+        answers = answers_of(opened, judged.images, progress)
         models = _compared([each.name for each in contestants], opened, answers)
     best = _best(answers)
     return CompareResult(
-        data=data,
+        data=judged.told,
         n=len(answers[0].images),
         best=models[best].name,
         models=models,
         flips=tuple(_flips(each.name, answers[best], answers[i]) for i, each in enumerate(models) if i != best),
         disagreements=_disagreements(answers),
-        notes=notes,
-        unreadable={str(path): reason for path, reason in answers[0].unreadable.items()},
+        notes=judged.notes,
+        unreadable=judged.unreadable(answers[0]),
         seconds=time.perf_counter() - started,
         out=options.out,
     )

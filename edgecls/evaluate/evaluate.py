@@ -22,6 +22,7 @@ from edgecls.evaluate.options import Condition, EvaluateOptions
 from edgecls.evaluate.scores import Scores, scores_of
 from edgecls.evaluate.slices import Slice, slices_of
 from edgecls.labelled import LabelledImage
+from edgecls.local_copy import local_copy
 from edgecls.progress import Progress
 from edgecls.runs import MANIFEST, SPLIT, Run, find_model
 from edgecls.runtime.classifier import Classifier
@@ -108,8 +109,8 @@ def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evalu
     contestant = Contestant.parse(options.model, options.classifier, options.vote)
     expect_a_vote([contestant], options.vote)
     with contestant.open(progress.on_step) as classifier:
-        images, data, notes = images_of([contestant], options.data, ClassNames.of(classifier.manifest))
-        (answers,) = answers_of([classifier], images, progress)
+        judged = judged_images([contestant], options.data, ClassNames.of(classifier.manifest), progress)
+        (answers,) = answers_of([classifier], judged.images, progress)
         scores = scores_of(answers, options.target)
         gallery = gallery_of(answers)
         explained = [*gallery[WRONG], *gallery[UNSURE]][:_N_EXPLAINED] if options.occlusion else []
@@ -120,15 +121,15 @@ def evaluate(options: EvaluateOptions, progress: Progress = Progress()) -> Evalu
             precision=classifier.precision,
             backend=classifier.backend_name,
             n_views=len(classifier.members[0].views),
-            data=data,
+            data=judged.told,
             n_classes=len(answers.labels),
             scores=scores,
-            slices=slices_of(answers, options.data),
+            slices=slices_of(answers, judged.source),
             gallery=gallery,
             robustness=robustness,
             failed=tuple(_failed(options.conditions, scores)),
-            notes=notes,
-            unreadable={str(path): reason for path, reason in answers.unreadable.items()},
+            notes=judged.notes,
+            unreadable=judged.unreadable(answers),
             ms=answers.ms,
             stages=answers.stages,
             seconds=time.perf_counter() - started,
@@ -169,10 +170,32 @@ def _looked_at(
 # --- The images ------------------------------------------------------------------------------------------------
 
 
-def images_of(
-    contestants: Sequence[Contestant], data: Path | None, classes: ClassNames
-) -> tuple[tuple[LabelledImage, ...], str, tuple[str, ...]]:
-    """The labelled images, what they are in words, and what is to be known of them.
+@dataclass(frozen=True)
+class JudgedImages:
+    """The labelled images that models are measured with.
+
+    Attributes:
+        told: what they are, in words.
+        source: folder or CSV that they are from; None where they are those of a run.
+        notes: what is to be known of them.
+        reasons: by path of those that could not be fetched from where they are kept.
+    """
+
+    images: tuple[LabelledImage, ...]
+    told: str
+    source: Path | None
+    notes: tuple[str, ...]
+    reasons: Mapping[Path, str]
+
+    def unreadable(self, answers: Answers) -> dict[str, str]:
+        """Reason by path of the images that have no answer."""
+        return {str(path): self.reasons.get(path, reason) for path, reason in answers.unreadable.items()}
+
+
+def judged_images(
+    contestants: Sequence[Contestant], data: str | Path | None, classes: ClassNames, progress: Progress = Progress()
+) -> JudgedImages:
+    """The labelled images of a folder, an address or a CSV.
 
     Args:
         contestants: all that will answer them.
@@ -180,12 +203,15 @@ def images_of(
 
     Raises:
         DatasetError: there are none.
+        MissingExtra: an address, and pyarrow is not installed.
     """
     first = contestants[0]
     notes: list[str] = []
     own = _split_of(first.models[0])
-    if data is not None:
-        images, told = read_labelled(data, classes), str(data)
+    copy = None if data is None else local_copy(data, progress)
+    if copy is not None:
+        images, told = read_labelled(copy.path, classes), str(data)
+        notes += copy.notes
     elif own and own.splits["test"]:
         images, told = own.splits["test"], "the run's test images"
     elif own and len(first.models) == 1:
@@ -201,7 +227,7 @@ def images_of(
         if n_seen := sum(image.path in trained_on for image in images):
             seen = f"{n_seen:,} of {len(images):,} images"
             notes.append(f"{seen} were trained on by {each.name}, so its figures flatter")
-    return images, told, tuple(notes)
+    return JudgedImages(images, told, copy.path if copy else None, tuple(notes), copy.reasons if copy else {})
 
 
 def _split_of(model: str) -> Dataset | None:

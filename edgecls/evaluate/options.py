@@ -15,7 +15,7 @@ from edgecls.runtime.options import ClassifierOptions, VoteOptions
 JUDGED: Final = (
     "accuracy", "top5", "balanced-accuracy", "precision", "recall", "f1", "log-loss", "calibration-error",
 )  # fmt: skip
-_DATA_HELP: Final = "Class folders, or a CSV with the columns path and label."
+_DATA_HELP: Final = "Class folders (a folder or an address such as s3://), or a CSV with the columns path and label."
 _CONDITION: Final = re.compile(r"\s*([a-z0-9-]+)\s*(<=|>=|<|>)\s*([0-9.]+)\s*")
 _SHARES: Final = Rule(lambda value: 0 < value <= 1, "a share above 0 and at most 1")
 
@@ -65,7 +65,7 @@ class EvaluateOptions(Options):
         LATEST,
         "A run folder, an ensemble of folds, a bundle, an ONNX file or an engine. Several with + between them vote.",
     )
-    data: Path | None = option(
+    data: str | Path | None = option(
         None, _DATA_HELP, shown="the run's own test images, or its validation images where it has none"
     )
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
@@ -111,7 +111,7 @@ class CompareOptions(Options):
         "between them vote; @ begins settings, such as runs/a@precision=int8,tta=flip.",
         flag="model", repeat=True,
     )  # fmt: skip
-    data: Path | None = option(None, _DATA_HELP, shown="the test or validation images of the first run")
+    data: str | Path | None = option(None, _DATA_HELP, shown="the test or validation images of the first run")
     classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
     vote: VoteOptions = field(default_factory=VoteOptions)
     out: Path = option(Path("comparison"), "Folder for report.html and report.json.")

@@ -7,19 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgecls import storage
 from edgecls.errors import DatasetError
+from edgecls.evaluate.evaluate import EvaluateResult, evaluate
+from edgecls.evaluate.look.inspect import inspect
+from edgecls.evaluate.look.options import InspectOptions
+from edgecls.evaluate.options import EvaluateOptions
+from edgecls.local_copy import local_copy
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
 from edgecls.runtime.predict import predict
 from edgecls.scale.merge import merge
 from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.scale.plan import make_plan
 from edgecls.scale.run import predict_shards
-from edgecls.storage import open_store
+from edgecls.storage import ArrowStore, StoredFile, open_store
 from tests.conftest import draw, write_image, write_linear_model
 
 fs = pytest.importorskip("pyarrow.fs")
@@ -144,6 +150,69 @@ def test_an_object_that_vanishes_or_changes_is_an_error(
     assert "stripes/0.png,error,,,it is no longer there" in text
     assert 'stripes/2.png,error,,,"it has changed since the plan was made:' in text
     assert text.count(",ok,") == 58
+
+
+def evaluated(data: str | Path, model: Path) -> EvaluateResult:
+    return evaluate(EvaluateOptions(str(model), data, CPU)).result
+
+
+def test_evaluation_of_a_bucket_is_that_of_its_files(bucket: str, model: Path, tmp_path: Path) -> None:
+    stored, files = evaluated(bucket, model), evaluated(tmp_path / "local", model)
+    assert stored.scores == files.scores
+    assert (stored.scores.n, stored.data) == (60, bucket)
+    assert stored.notes[0].startswith("60 images were fetched; a copy is kept in ")
+
+
+def test_a_copy_is_brought_up_to_date(bucket: str) -> None:
+    first = local_copy(bucket)
+    filesystem, below = fs.FileSystem.from_uri(bucket)
+    filesystem.delete_file(f"{below}/stripes/0.png")
+    with filesystem.open_output_stream(f"{below}/stripes/2.png") as stream:
+        stream.write(b"something else")
+    second = local_copy(bucket)
+    assert (second.path, second.notes[0][:23]) == (first.path, "1 images were fetched; ")
+    assert (second.path / "stripes" / "2.png").read_bytes() == b"something else"
+    assert len(list(second.path.rglob("*.png"))) == 59
+    assert (second.path / "notes.txt").read_bytes() == b""  # no picture: it is only counted
+
+
+def test_an_object_that_stays_broken_is_named_by_evaluate_and_inspect(
+    server: tuple[Faults, int], bucket: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, _ = server
+    monkeypatch.setattr(storage, "_TRIES", 1)  # Arrow tries a few times itself, which takes seconds
+    faults.broken = "/7.png"
+    ((path, reason),) = evaluated(bucket, model).unreadable.items()
+    assert path.endswith("/checks/7.png")
+    assert "cannot be read, in 1 tries" in reason
+    inspected = inspect(InspectOptions(bucket))
+    ((broken, label, why),) = ((each.path, each.label, each.reason) for each in inspected.unreadable)
+    assert (str(broken), label, why) == (path, "checks", reason)
+    assert (inspected.n, inspected.unused) == (59, 1)
+    faults.broken = ""
+    assert evaluated(bucket, model).unreadable == {}  # it is asked for again
+
+
+def test_keys_that_are_no_file_names_stay_below_the_copy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ArrowStore.files
+    odd = ("stripes/../../../out.png", "/absolute.png", f"stripes/{'x' * 300}.png")
+    monkeypatch.setattr(
+        ArrowStore, "files", lambda self: iter([*(StoredFile(name, 0, 1) for name in odd), *found(self)])
+    )
+    monkeypatch.setattr(ArrowStore, "read", lambda self, name: b"a picture")
+    copy = local_copy(bucket)
+    assert len(list(copy.path.rglob("*.png"))) == 60
+    assert not list(copy.path.parent.parent.rglob("out.png"))
+    assert not Path("/absolute.png").exists()
+    assert sorted(reason[:15] for reason in copy.reasons.values()) == ["cannot write /t", *2 * ["its name has an"]]
+
+
+def test_a_disk_that_is_too_small_for_a_copy_is_told_before_it_is_made(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(DatasetError, match="where 0 MB are free; make room, or set XDG_CACHE_HOME"):
+        local_copy(bucket)
 
 
 def test_what_cannot_be_listed_is_told(

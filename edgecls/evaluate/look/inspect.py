@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from edgecls.evaluate.look.odd import Odd, odd_ones
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.images import natural_key
 from edgecls.labelled import SPLITS
+from edgecls.local_copy import local_copy
 from edgecls.progress import Progress
 
 _UNEVEN: Final = 5.0  # as training has it: from here on rare classes weigh more
@@ -138,9 +139,11 @@ def inspect(
 
     Raises:
         DatasetError: nothing there, or no labelled images.
+        MissingExtra: an address, and pyarrow is not installed.
     """
     started = time.perf_counter()
-    found = as_it_lies(options.data)
+    copy = local_copy(options.data, progress)
+    found = as_it_lies(copy.path)
     listed = [Listed(image, split) for split in SPLITS for image in found.splits.get(split, ())]
     progress.on_pass("looking at files", len(listed))
     examined = examine(listed, progress.on_images)
@@ -162,12 +165,12 @@ def inspect(
         pairs=pairs,
         n_leaked=n_leaked(pairs),
         odd=odd_ones(facts),
-        unreadable=_unreadable(examined),
+        unreadable=_unreadable(examined, copy.reasons),
         empty=tuple(str(folder) for folder in found.empty),
         unused=len(found.unused),
         closed={str(folder): reason for folder, reason in found.closed.items()},
         effects=effects_of(facts),
-        notes=(*_evenness(listed), *_copies(listed, pairs), *calibration_notes(facts)),
+        notes=(*copy.notes, *_evenness(listed), *_copies(listed, pairs), *calibration_notes(facts)),
         doubts=doubts(facts) if doubts else None,
         seconds=time.perf_counter() - started,
         out=options.out,
@@ -180,9 +183,10 @@ def _classes(listed: Sequence[Listed]) -> tuple[ClassCount, ...]:
     return tuple(ClassCount(label, *(counts[label, split] for split in SPLITS)) for label in labels)
 
 
-def _unreadable(examined: Examined) -> tuple[Unreadable, ...]:
+def _unreadable(examined: Examined, known: Mapping[Path, str]) -> tuple[Unreadable, ...]:
     return tuple(
-        Unreadable(each.image.path, each.image.label, each.split, reason) for each, reason in examined.unreadable
+        Unreadable(each.image.path, each.image.label, each.split, known.get(each.image.path, reason))
+        for each, reason in examined.unreadable
     )
 
 

@@ -13,8 +13,10 @@ from edgecls.options import Options, option
 class InspectOptions(Options):
     """All options of `edgecls inspect`."""
 
-    data: Path = option(
-        Path("data"), "Folder with class folders, or with train, val and test folders, or a CSV with path and label."
+    data: str | Path = option(
+        "data",
+        "Folder with class folders, or with train, val and test folders, or its address such as s3://; or a CSV with "
+        "path and label.",
     )
     model: str | None = option(
         None, "A run that was trained on this data, or an ensemble of folds: which labels it doubts.", shown="none"

@@ -8,17 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Final
 
 from edgecls.datasets import ClassNames
 from edgecls.errors import ImageError
 from edgecls.images import MAX_FILE_BYTES, has_image_suffix
 from edgecls.prefetch import prefetch
 from edgecls.runtime.pipeline import Encoded, Picture, Source, Unreadable
-from edgecls.storage import LocalStore, Store, StoredFile
-
-_THREADS: Final = 16  # that fetch: an object store takes 20 to 100 ms for each file, whatever its size
-_AHEAD: Final = 64  # files in memory before they are decoded
+from edgecls.storage import FETCHED_AHEAD, N_FETCHING, LocalStore, Store, StoredFile
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def sources_of(
         if is_plain:  # the pipeline's workers read plain files of this machine themselves
             yield from map(source, some)
         else:
-            yield from prefetch(source, some, n_threads=_THREADS, ahead=_AHEAD)
+            yield from prefetch(source, some, n_threads=N_FETCHING, ahead=FETCHED_AHEAD)
 
 
 def _truth(name: str, above: str, classes: ClassNames) -> str | None:
