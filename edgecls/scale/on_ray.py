@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from edgecls.progress import Progress
 from edgecls.runs import find_model
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import PredictOptions
-from edgecls.scale.parts import Footer, part_of
+from edgecls.scale.parts import Footer
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import ShardsReport, ShardWorker
 
@@ -41,6 +41,10 @@ class _Actor:
         model = Classifier.of(options.members, options.classifier, options.vote)
         self._worker = ShardWorker(plan, model, options)
 
+    def left_of(self, shards: Sequence[int]) -> list[int]:
+        """Those that have no part yet."""
+        return self._worker.left_of(shards)
+
     def answer(self, shard: int) -> Footer | None:
         """Answer a shard; None where it has its part."""
         return None if self._worker.is_done(shard) else self._worker.answer(shard)
@@ -56,21 +60,21 @@ def predict_on_ray(options: PredictOptions, progress: Progress = Progress()) -> 
     started = time.perf_counter()
     plan = Plan.read(options.shards.folder)
     asked = options.shards.chosen(plan.n_shards)
-    left = [shard for shard in asked if not part_of(plan.folder, shard).exists()]
     done: dict[int, Footer] = {}
     failed: dict[int, str] = {}
-    if left:
-        _start(options.shards.address)
-        try:
-            progress.on_pass("images", sum(plan.counts[shard] for shard in left))
-            for shard, found in _answered(_everywhere(options), left):
-                if isinstance(found, Footer):
-                    done[shard] = found
-                elif found is not None:
-                    failed[shard] = found
-                progress.on_images(plan.counts[shard])
-        finally:
-            ray.shutdown()
+    _start(options.shards.address)
+    try:
+        actors = _actors(_everywhere(options), len(asked))
+        left = _left_of(actors[0], asked)
+        progress.on_pass("images", sum(plan.counts[shard] for shard in left))
+        for shard, found in _answered(actors, left):
+            if isinstance(found, Footer):
+                done[shard] = found
+            elif found is not None:
+                failed[shard] = found
+            progress.on_images(plan.counts[shard])
+    finally:
+        ray.shutdown()
     if failed:
         shard, reason = next(iter(failed.items()))
         numbers = ",".join(map(str, sorted(failed)))
@@ -114,11 +118,11 @@ def _everywhere(options: PredictOptions) -> PredictOptions:
     return replace(options, models=models, shards=replace(options.shards, plan=options.shards.folder.resolve()))
 
 
-def _answered(options: PredictOptions, shards: list[int]) -> Iterator[tuple[int, Footer | str | None]]:
-    """Each shard with its footer, None where somebody else was first, or why it failed."""
+def _actors(options: PredictOptions, most: int) -> list[Any]:
+    """One for each GPU, or for every two cores, or as many as were asked for; `most` at most."""
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     n_gpus, n_cores = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
-    n_actors = min(options.shards.workers or n_gpus or max(1, n_cores // _CORES), len(shards))
+    n_actors = min(options.shards.workers or n_gpus or max(1, n_cores // _CORES), most)
     cores = max(1, n_cores // n_actors)
     threads = replace(options.classifier, n_threads=cores)
     # a little less than the cores: tasks of Ray itself find room, and nothing waits for ever on a small machine
@@ -126,7 +130,24 @@ def _answered(options: PredictOptions, shards: list[int]) -> Iterator[tuple[int,
         num_cpus=0.9 * cores, num_gpus=min(1, n_gpus / n_actors), max_restarts=-1, max_task_retries=_TRIES
     )
     made = remote(_Actor)
-    actors = [made.remote(replace(options, classifier=threads)) for _ in range(n_actors)]
+    return [made.remote(replace(options, classifier=threads)) for _ in range(n_actors)]
+
+
+def _left_of(actor: Any, shards: Sequence[int]) -> list[int]:
+    """The shards that have no part.
+
+    Raises:
+        RunError: one has a part that is damaged, or of another plan, model or options; or no model can be opened.
+    """
+    try:
+        left: list[int] = ray.get(actor.left_of.remote(shards))
+    except RayError as error:
+        raise RunError(_reason(error)) from error
+    return left
+
+
+def _answered(actors: Sequence[Any], shards: Sequence[int]) -> Iterator[tuple[int, Footer | str | None]]:
+    """Each shard with its footer, None where somebody else was first, or why it failed."""
     waiting = list(reversed(shards))
     running: dict[Any, tuple[int, Any]] = {}
     while waiting or running:
@@ -142,5 +163,9 @@ def _answered(options: PredictOptions, shards: list[int]) -> Iterator[tuple[int,
         except RayActorError as error:
             yield shard, f"its process died {_TRIES + 1} times: {str(error).splitlines()[0]}"
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            yield shard, str(cause).splitlines()[-1]
+            yield shard, _reason(error)
+
+
+def _reason(error: RayError) -> str:
+    """What went wrong, less the traceback of the actor."""
+    return str(getattr(error, "cause", None) or error).splitlines()[-1]

@@ -12,6 +12,7 @@ import importlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,7 @@ class Plan:
     def n_shards(self) -> int:
         return len(self.counts)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of all inputs."""
         return hashlib.sha256("".join(self.hashes).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ def predict_shards(options: PredictOptions, progress: Progress = Progress()) -> 
     asked = options.shards.chosen(plan.n_shards)
     with Classifier.of(options.members, options.classifier, options.vote, on_note=progress.on_step) as model:
         worker = ShardWorker(plan, model, options)
-        left = [shard for shard in asked if not worker.is_done(shard)]
+        left = worker.left_of(asked)
         progress.on_pass("images", sum(plan.counts[shard] for shard in left))
         footers = [worker.answer(shard, progress) for shard in left]
     return ShardsReport(
@@ -84,6 +85,14 @@ class ShardWorker:
         except DatasetError as error:
             raise RunError(f"{plan.folder}: its source cannot be opened: {error}") from error
 
+    def left_of(self, shards: Sequence[int]) -> list[int]:
+        """Those that have no part yet.
+
+        Raises:
+            RunError: one has a part that is damaged, or of another plan, model or options.
+        """
+        return [shard for shard in shards if not self.is_done(shard)]
+
     def is_done(self, shard: int) -> bool:
         """Whether a shard has its part.
 
@@ -93,8 +102,9 @@ class ShardWorker:
         path = part_of(self._plan.folder, shard)
         if not path.exists():
             return False
-        expect_of(self._plan, shard, read_footer(path))
-        differing = [name for name in self._made_by if read_footer(path).made_by.get(name) != self._made_by[name]]
+        footer = read_footer(path)
+        expect_of(self._plan, shard, footer)
+        differing = [name for name in self._made_by if footer.made_by.get(name) != self._made_by[name]]
         if differing:
             raise RunError(
                 f"{path}: was made by another model or with other options: they differ in {', '.join(differing)}; give "
