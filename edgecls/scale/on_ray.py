@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 import ray
@@ -34,12 +35,19 @@ _CORES: Final = 2  # of an actor without a GPU
 
 
 class _Actor:
-    """One opened model."""
+    """One opened model.
+
+    It is opened at the first question: an actor that cannot be made is tried again, and Ray prints each traceback.
+    """
 
     def __init__(self, options: PredictOptions) -> None:
+        self._options = options
+
+    @cached_property
+    def _worker(self) -> ShardWorker:
+        options = self._options
         plan = Plan.read(options.shards.folder)
-        model = Classifier.of(options.members, options.classifier, options.vote)
-        self._worker = ShardWorker(plan, model, options)
+        return ShardWorker(plan, Classifier.of(options.members, options.classifier, options.vote), options)
 
     def left_of(self, shards: Sequence[int]) -> list[int]:
         """Those that have no part yet."""

@@ -85,5 +85,8 @@ def test_rows_are_those_of_one_process_though_an_actor_is_killed(
     with pytest.raises(RunError, match="was made by another model"):
         on_ray.predict_on_ray(replace(options, models=(str(other),)))
     assert merge(MergeOptions(tmp_path / "plan")).again == (5,)
+    other.write_bytes(other.read_bytes()[:900])
+    with pytest.raises(RunError, match=r"^[^\n]*other.onnx: ONNX Runtime cannot open it:[^\n]*$"):
+        on_ray.predict_on_ray(replace(options, models=(str(other),)))
     with pytest.raises(RunError, match="Ray cannot be reached at 127"):
         on_ray.predict_on_ray(replace(options, shards=replace(options.shards, address="127.0.0.1:1")))
