@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from edgecls.manifest import Manifest
 from edgecls.prefetch import n_cores
 from edgecls.runs import LATEST, find_model
 from edgecls.runtime.backends.belonging import check_answers
+from edgecls.runtime.backends.lone import LoneOrMany
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.runtime.backends.selection import select
 from edgecls.runtime.ensemble import Voting
@@ -97,7 +99,7 @@ class Classifier:
             OptionError: the device is not there, an option out of range, or models that cannot vote together.
         """
         views = TtaOptions.parse(tta, tta_combine)
-        options = ClassifierOptions(precision, device, batch_size, n_threads, n_lanes, views)
+        options = ClassifierOptions(precision, device, batch_size, n_threads, n_lanes, tta=views)
         models = [model] if isinstance(model, (str, Path)) else list(model)
         return cls.of(models, options, VoteOptions(vote, tie_break), on_note=on_note)
 
@@ -267,7 +269,15 @@ def _open(model: str | Path, options: ClassifierOptions, on_note: Callable[[str]
         raise OptionError(f"--precision {options.precision}: {chosen.file} is {inside}; leave the flag out")
     if chosen.is_unproved:
         check_answers(chosen.file, backend)
-    return Member.of(backend, options.tta, chosen.file)
+    member = Member.of(backend, options.tta, chosen.file)
+    if not (options.has_lone_lane and backend.n_lanes > 1):
+        return member
+    try:
+        lone = chosen.open(replace(_backend_options(options), n_lanes=1))
+    except BaseException:
+        backend.close()
+        raise
+    return replace(member, backend=LoneOrMany(backend, lone, len(member.views)))
 
 
 def checked(array: Pixels) -> Pixels:

@@ -68,6 +68,8 @@ class ClassifierOptions(Options):
         n_threads: CPU threads that read, decode and infer; None is every core this process may use.
         n_lanes: inferences at a time on a CPU, which share the threads; None is one a thread, which answers many
             images soonest. 1 answers a single frame soonest.
+        has_lone_lane: open each model of a CPU once more, with one lane of all threads, for pictures that come alone as
+            those of a server do.
     """
 
     precision: AskedPrecision = option(
@@ -82,6 +84,7 @@ class ClassifierOptions(Options):
     )  # fmt: skip
     n_threads: int | None = None
     n_lanes: int | None = None
+    has_lone_lane: bool = False
     tta: TtaOptions = field(default_factory=TtaOptions)
 
     def __post_init__(self) -> None:

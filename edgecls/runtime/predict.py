@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from edgecls.progress import Progress
 from edgecls.runs import remove_leftovers, sha256_of, write_json
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.drift_watch import DriftWatch
-from edgecls.runtime.input.sources import Sources, find_sources
+from edgecls.runtime.input.sources import Sources, find_sources, is_live
 from edgecls.runtime.options import PredictOptions
 from edgecls.runtime.output.outputs import Outputs, open_outputs
 from edgecls.runtime.output.rows import open_rows, partial_of
@@ -87,7 +87,10 @@ def predict(options: PredictOptions, progress: Progress = Progress()) -> Predict
         RunError: a file cannot be written; the rows so far are left in `<out>.partial`.
         DatasetError, OptionError, MissingExtra: before anything is written.
     """
-    with Classifier.of(options.members, options.classifier, options.vote, on_note=progress.on_step) as model:
+    how = options.classifier
+    if any(is_live(str(source)) for source in options.sources):
+        how = replace(how, n_lanes=1)  # frames come one at a time: all threads on each of them
+    with Classifier.of(options.members, how, options.vote, on_note=progress.on_step) as model:
         sources = find_sources(options.sources, ClassNames.of(model.manifest), options.source)
         if options.rows.resume and sources.is_live:
             raise OptionError("--resume: a camera cannot be gone on with; leave it out")

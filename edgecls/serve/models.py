@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +59,8 @@ class LoadedModel:
             RunError: no such model, or it does not give its golden answers here.
             EdgeclsError: as `Classifier.of`.
         """
-        classifier = Classifier.of(members_of(place), options.classifier, on_note=log)
+        how = replace(options.classifier, has_lone_lane=True)
+        classifier = Classifier.of(members_of(place), how, on_note=log)
         try:
             _prove(classifier, log)
         except BaseException:

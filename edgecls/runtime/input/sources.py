@@ -104,6 +104,11 @@ def find_sources(given: Sequence[str | Path], classes: ClassNames, options: Sour
     return sources
 
 
+def is_live(given: str) -> bool:
+    """Whether a source is a camera, whose frames want their answers at once."""
+    return not has_scheme(given) and video.is_live(given)
+
+
 def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions) -> _Part:
     if not given:
         raise DatasetError("an empty source: name a file or folder; . is the working folder")
