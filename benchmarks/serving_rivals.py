@@ -19,11 +19,11 @@ import uvicorn
 from fastapi import Body, FastAPI, Request
 from PIL import Image
 
-SIDE = 96  # of the network; an edgecls graph takes uint8 RGB pixels
 
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+def pixels(data: bytes, network: onnxruntime.InferenceSession) -> np.ndarray:
+    """(h, w, 3) uint8 RGB, which an edgecls graph takes."""
+    height, width = network.get_inputs()[0].shape[1:3]
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
 
 
 def session(model: str, n_threads: int = 0) -> onnxruntime.InferenceSession:
@@ -37,7 +37,7 @@ def by_fastapi(model: str, port: int) -> None:
 
     @app.post("/predict")
     def predict(data: bytes = Body(media_type="image/jpeg")) -> dict[str, float]:
-        logits = network.run(None, {"images": pixels(data)[None]})[0]
+        logits = network.run(None, {"images": pixels(data, network)[None]})[0]
         return {"label": int(logits.argmax()), "logit": float(logits.max())}
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
@@ -50,7 +50,7 @@ class Api(litserve.LitAPI):
         self.network = session(sys.argv[2], 1)
 
     def decode_request(self, request: Request) -> np.ndarray:
-        return pixels(request["content"].file.read())
+        return pixels(request["content"].file.read(), self.network)
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)

@@ -85,19 +85,21 @@ def has_vnni(root: Path = ROOT) -> bool:
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu_features(root)))
 
 
-def session_settings(onnxruntime: Any, n_threads: int, root: Path = ROOT) -> Any:
+def session_settings(onnxruntime: Any, n_threads: int, root: Path = ROOT, *, may_spin: bool = False) -> Any:
     """How every session of ours is opened.
 
     Args:
         onnxruntime: the module, which an installation may lack.
         n_threads: of one call; 0 leaves the number to ONNX Runtime.
         root: as of `cpu_name`.
+        may_spin: whether its threads may wait for work by spinning, which takes the cores from all other threads. One
+            inference at a time needs it: without, two threads are slower than one (4.8, 4.5 and with it 2.9 ms for
+            EfficientNet-Lite0 in INT8 on two cores; ONNX Runtime 1.32).
     """
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors only
     settings.intra_op_num_threads = n_threads
-    # threads that wait for work by spinning would take the cores from the decoding threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if may_spin else "0")
     # Where `int8_sums_overflow`, loud channels are cut off without a word; with this, ONNX Runtime takes uint8 weights.
     # On CPUs with VNNI but without AMX it does so too, for the same answers at 0.6 times the speed (1.32, AMD Zen 4)
     if not has_vnni(root):

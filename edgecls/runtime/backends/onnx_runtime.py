@@ -107,7 +107,7 @@ def open_session(model: Path | bytes, options: BackendOptions, profile: Path | N
     source = _source(model)
     onnxruntime = _onnxruntime(f"opening {source}", options.device)
     device = _device(onnxruntime.get_available_providers(), options.device)
-    settings = session_settings(onnxruntime, options.threads_per_lane)
+    settings = session_settings(onnxruntime, options.threads_per_lane, may_spin=options.n_lanes == 1)
     if profile:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     if device != "cpu":
