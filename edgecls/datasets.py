@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -282,10 +281,6 @@ def read_labelled(source: Path, classes: ClassNames) -> tuple[LabelledImage, ...
 def _expect_source(source: Path, expected: str) -> None:
     """Refuse what is neither a file nor a folder: a pipe would be waited for, and a device read for ever."""
     if not os.path.exists(source):
-        if re.match(r"[a-z][a-z0-9]+:/[^/]", str(source), re.IGNORECASE):  # a Path makes one slash of two
-            raise DatasetError(
-                f"{source}: it looks like an address, and folders of this machine are read here; copy it first"
-            )
         raise DatasetError(f"{source}: no such folder or CSV file; {expected}")
     if not (os.path.isfile(source) or os.path.isdir(source)):
         raise DatasetError(f"{source}: it is a pipe or a device; {expected}")

@@ -7,6 +7,7 @@ the manifest. Parts group flags that belong together; on the outside there is on
 from __future__ import annotations
 
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -82,6 +83,9 @@ def required(help: str, *, flag: str = "", repeat: bool = False) -> Any:
     return field(metadata={_FLAG: _Told(help, "", flag, repeat)})
 
 
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has made one slash of two; drives have one letter
+
+
 class Options:
     """Base of the dataclasses whose fields are options: none is made with a value that its rule or type refuses."""
 
@@ -96,6 +100,8 @@ class Options:
             told, value = each.metadata.get(_FLAG), getattr(self, each.name)
             if not told or value is None:
                 continue
+            if isinstance(value, Path) and _ADDRESS.match(str(value)):
+                raise OptionError(f"{flag_name(_name(each))} {value}: an address; expected a path of this machine")
             if rule := _choices(hints[each.name]) or told.rule:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 expect(rule.holds(value), _name(each), shown, rule.expected)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
-from edgecls.errors import DatasetError, ImageError, MissingExtra
+from edgecls.errors import DatasetError, ImageError, MissingExtra, some
 from edgecls.images import natural_key, walk
 
 _T = TypeVar("_T")
@@ -25,8 +28,14 @@ N_FETCHING: Final = 16  # threads: an object store takes 20 to 100 ms for each f
 FETCHED_AHEAD: Final = 64  # files in memory before somebody takes them
 _OF_CAMERAS: Final = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
 _TRIES: Final = 5
+_CONNECT_SECONDS: Final = 5
+_SILENT_SECONDS: Final = 10  # without a byte
+_OF_S3: Final = frozenset({"region", "scheme", "endpoint_override"})  # said behind an address
+_OF_REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_OF_ENDPOINTS: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _FIRST_WAIT: Final = 0.1  # seconds before the second try; twice as long before each further one, give or take a half
 _CURE: Final = "check the address, and the credentials and region, which are taken from the environment"
+_OF_NOBODY: Final = ("NETWORK_CONNECTION", "curlCode")  # in what the client of S3 says where no answer came
 _GONE: Final = "it is no longer there"
 
 
@@ -113,13 +122,46 @@ def open_store(address: str) -> Store:
         fs: Any = importlib.import_module("pyarrow.fs")
     except ImportError as error:
         raise MissingExtra(address, "cloud") from error
+    parts = urlsplit(address)
+    if parts.password is not None:  # it would be in every plan, table and log
+        raise DatasetError(f"{scheme}://{parts.hostname}: has a secret in its address; give it in the environment")
     try:
-        filesystem, root = fs.FileSystem.from_uri(address)
+        filesystem, root = _s3(fs, parts) if scheme == "s3" else fs.FileSystem.from_uri(_patient(parts))
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{address}: cannot be opened: {_first_line(error)}; {_CURE}") from error
     if scheme == "file":
         return open_store(root)
     return ArrowStore(address, filesystem, root)
+
+
+def _s3(fs: Any, parts: SplitResult) -> tuple[Any, str]:
+    """The file system and path of an address in S3. (`from_uri` has no limits of time, and waits for minutes.)
+
+    Raises:
+        OSError, ValueError: the address is wrong, or nobody says the bucket's region.
+    """
+    given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    if unknown := sorted(set(given) - _OF_S3):
+        raise ValueError(f"unknown in the address: {some(unknown)}; expected {some(sorted(_OF_S3))}")
+    if not parts.netloc:
+        raise ValueError("no bucket in the address; expected s3://BUCKET/FOLDER")
+    asked = ("endpoint_override" in given, *(os.environ.get(name) for name in _OF_ENDPOINTS))
+    if "region" not in given and not any(asked):
+        given["region"] = next(filter(None, map(os.environ.get, _OF_REGIONS)), "") or fs.resolve_s3_region(parts.netloc)
+    filesystem = fs.S3FileSystem(
+        **given, connect_timeout=_CONNECT_SECONDS, request_timeout=_SILENT_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # `_again` tries again
+    )  # fmt: skip
+    return filesystem, f"{parts.netloc}/{unquote(parts.path).strip('/')}"
+
+
+def _patient(parts: SplitResult) -> str:
+    """An address with a limit to the seconds in which Google's client tries again, which is a quarter of an hour."""
+    if parts.scheme.lower() != "gs" or "retry_limit_seconds" in parts.query:
+        return urlunsplit(parts)
+    return urlunsplit(
+        parts._replace(query="&".join(filter(None, (parts.query, f"retry_limit_seconds={_SILENT_SECONDS}"))))
+    )
 
 
 class LocalStore:
@@ -218,20 +260,26 @@ class ArrowStore:
         return StoredFile(found.path[len(self._below) + 1 :], found.size, found.mtime_ns or 0)
 
 
+class StoreSilentError(ImageError):
+    """A file that could not be asked for: nobody answers, which says nothing of the file."""
+
+
 def _readable(call: Callable[[], _T]) -> _T:
     try:
         return _again(call)
     except FileNotFoundError as error:
         raise ImageError(_GONE) from error
     except OSError as error:
-        raise ImageError(f"cannot be read, in {_TRIES} tries: {_first_line(error)}") from error
+        is_silent = any(word in str(error) for word in _OF_NOBODY)
+        kind = StoreSilentError if is_silent else ImageError
+        raise kind(f"cannot be read, in {_TRIES} tries: {_first_line(error)}") from error
 
 
 def _again(call: Callable[[], _T]) -> _T:
     """What a call returns, which may fail a few times."""
     for attempt in range(_TRIES):
         try:
-            return call()
+            return _interruptible(call)
         except FileNotFoundError:
             raise
         except OSError:
@@ -239,6 +287,22 @@ def _again(call: Callable[[], _T]) -> _T:
                 raise
             time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("it has returned or raised")
+
+
+def _interruptible(call: Callable[[], _T]) -> _T:
+    """What a call returns. The main thread waits in Python, where Ctrl-C ends it; in Arrow's code it would not."""
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    done: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def _first_line(error: Exception) -> str:

@@ -6,5 +6,5 @@ set -euo pipefail
 plan=$1 model=$2 jobs=${3:-2}
 # 3 is the exit code of pictures that could not be read: their rows say so
 seq 0 "$((jobs - 1))" | parallel --jobs "$jobs" --retries 3 \
-    "edgecls predict --plan $plan --model $model --shard {}/$jobs > /dev/null || [ \$? -eq 3 ]"
+    "edgecls predict --plan ${plan@Q} --model ${model@Q} --shard {}/$jobs > /dev/null || [ \$? -eq 3 ]"
 edgecls merge "$plan"

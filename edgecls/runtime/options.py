@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 from edgecls.errors import OptionError
-from edgecls.options import Options, Rule, at_least, expect, option
+from edgecls.options import Options, Rule, at_least, expect, flag_name, option
 from edgecls.runs import LATEST, members_of
 
 AskedPrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -22,7 +22,7 @@ SortBy = Literal["copy", "link"]
 FAMILIES: Final = ("flip", "flips", "five-crop", "ten-crop", "shifts", "scales", "rotate", "blur")
 PROBABILITY: Final = "probability"
 STDOUT: Final = Path("-")
-_SHARDS: Final = re.compile(r"\d{1,9}(,\d{1,9})*|\d{1,9}/[1-9]\d{0,8}")
+_SHARDS: Final = re.compile(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*|\d{1,9}/[1-9]\d{0,8}")
 _PROBABILITIES: Final = Rule(lambda value: 0 <= value <= 1, "a probability from 0 to 1")
 
 
@@ -216,7 +216,7 @@ class ShardOptions(Options):
 
     Attributes:
         plan: the folder that `edgecls plan` made; its shards take the place of sources, its parts that of rows.
-        shard: `3`, `3,7,9`, or `3/64`: every 64th from number 3 on. None is all that are not done.
+        shard: `3`, `3,7-9`, or `3/64`: every 64th from number 3 on. None is all that are not done.
         on: `ray` spreads the shards over a Ray cluster; None is this process.
         address: of the cluster.
     """
@@ -225,10 +225,11 @@ class ShardOptions(Options):
         None, "The folder of edgecls plan, in place of a source. Each shard becomes a part in it.", shown="none"
     )
     shard: str | None = option(
-        None, "Which shards: 3, or 3,7,9, or 3/64 for every 64th from number 3 on. The first is 0.",
+        None, "Which shards: 3, or 3,7-9, or 3/64 for every 64th from number 3 on. The first is 0.",
         shown="all that are not done"
     )  # fmt: skip
     allow_changed: bool = option(False, "Answer inputs too that have changed since the plan was made.")
+    redo_errors: bool = option(False, "Answer shards again that have rows of inputs that could not be read.")
     on: Literal["ray"] | None = option(None, "What the shards are spread over: ray.", shown="this process")
     address: str | None = option(None, "Address of the Ray cluster.", shown="the one that is found, else this machine")
     workers: int | None = option(
@@ -240,12 +241,14 @@ class ShardOptions(Options):
         if self.plan is None:
             for name in ("shard", "on", "address", "workers"):
                 expect(getattr(self, name) is None, name, getattr(self, name), "--plan, whose shards it is about")
-            expect(not self.allow_changed, "allow_changed", "", "--plan, whose inputs it is about")
+            for name in ("allow_changed", "redo_errors"):
+                if getattr(self, name):
+                    raise OptionError(f"{flag_name(name)}: expected --plan, whose inputs it is about")
         elif self.on is None:
             for name in ("address", "workers"):
                 expect(getattr(self, name) is None, name, getattr(self, name), "--on ray")
         if self.shard is not None:
-            expect(_SHARDS.fullmatch(self.shard) is not None, "shard", self.shard, "3, or 3,7,9, or 3/64")
+            expect(_SHARDS.fullmatch(self.shard) is not None, "shard", self.shard, "3, or 3,7-9, or 3/64")
 
     @property
     def folder(self) -> Path:
@@ -267,9 +270,14 @@ class ShardOptions(Options):
             number, step = map(int, self.shard.split("/"))
             expect(number < step, "shard", self.shard, f"a number below {step}, as 0/{step} to {step - 1}/{step}")
             return list(range(number, n_shards, step))
-        asked = sorted({int(each) for each in self.shard.split(",")})
-        expect(asked[-1] < n_shards, "shard", self.shard, f"numbers below {n_shards:,}: {last}")
-        return asked
+        asked: set[int] = set()
+        for each in self.shard.split(","):
+            first, _, end = each.partition("-")
+            low, high = int(first), int(end or first)
+            expect(low <= high, "shard", self.shard, "the lower number of a range first, as in 7-9")
+            expect(high < n_shards, "shard", self.shard, f"numbers below {n_shards:,}: {last}")
+            asked |= set(range(low, high + 1))
+        return sorted(asked)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from edgecls.errors import RunError
+from edgecls.errors import OptionError, RunError
 from edgecls.progress import Progress
 from edgecls.runs import atomic_path, write_json
 from edgecls.runtime.output.row import TextRows, columns, prediction_of
 from edgecls.scale.options import MergeOptions
+from edgecls.scale.parquet_files import reader, writer
 from edgecls.scale.parts import INPUT, Footer, part_of, read_footer
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import expect_of
@@ -28,10 +29,13 @@ class MergeResult:
         inputs: of the plan; images: rows that there are.
         missing: shards without a part.
         wrong: why a part cannot be taken, by shard.
+        with_errors: shards with rows that could not be read.
+        others: files of the folder that are called like parts and are none of this plan's shards.
         errors, abstained: rows; labelled: answered rows with a known label; accuracy: over these, None without any.
         worker_seconds: of all parts together.
         backends: that answered; a picture between two labels may get another one from another of them.
         out: the file with all rows; empty where none was written.
+        note: what did not hold up the proof, such as a summary that cannot be written.
     """
 
     plan: str
@@ -39,6 +43,8 @@ class MergeResult:
     images: int
     missing: tuple[int, ...]
     wrong: dict[int, str]
+    with_errors: tuple[int, ...]
+    others: tuple[str, ...]
     errors: int
     abstained: int
     labelled: int
@@ -46,6 +52,7 @@ class MergeResult:
     worker_seconds: float
     backends: tuple[str, ...]
     out: str = ""
+    note: str = ""
     made_by: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,13 +67,17 @@ class MergeResult:
 def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult:
     """Check every part against the plan, and write all rows where none is missing.
 
-    Every part must be of this plan, of one model and one set of options, and hold the inputs of its shard, each once
-    and in order, by number and by name. What was found is also in `summary.json` in the plan's folder.
+    Every part must be of this plan, of one model and one set of options, be whole by the checksums of its pages, and
+    hold the inputs of its shard, each once and in order, by number and by name. What was found is also in
+    `summary.json` in the plan's folder.
 
     Raises:
-        RunError: no plan, or a file cannot be written.
+        RunError: no plan, a damaged one, or the file cannot be written.
+        OptionError: the file would lie among the parts.
     """
     plan = Plan.read(options.plan)
+    if options.out and options.out.resolve().is_relative_to(plan.folder.resolve()):
+        raise OptionError(f"--out {options.out}: lies in the plan's folder, beside its parts; name a file elsewhere")
     progress.on_pass("rows checked", plan.n_inputs)
     footers: dict[int, Footer] = {}
     wrong: dict[int, str] = {}
@@ -75,11 +86,12 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         if not part_of(plan.folder, shard).exists():
             missing.append(shard)
             continue
+        names = plan.table(shard).column("name")  # of a plan that is damaged no part can be proved
         try:
             footer = read_footer(part_of(plan.folder, shard))
             expect_of(plan, shard, footer)
             _expect_same_maker(plan, shard, footer, footers)
-            _expect_whole(plan, shard, footer)
+            _expect_whole(plan, shard, footer, names)
         except RunError as error:
             wrong[shard] = str(error)
             continue
@@ -96,6 +108,8 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         sum(each.images for each in footers.values()),
         tuple(missing),
         wrong,
+        tuple(shard for shard, footer in footers.items() if footer.errors),
+        _others(plan),
         sum(each.errors for each in footers.values()),
         sum(each.abstained for each in footers.values()),
         labelled,
@@ -103,10 +117,27 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         sum(each.seconds for each in footers.values()),
         tuple(sorted({each.backend for each in footers.values()})),
         out,
-        dict(next(iter(footers.values())).made_by) if footers else {},
+        made_by=dict(next(iter(footers.values())).made_by) if footers else {},
     )
-    write_json(plan.folder / SUMMARY, result.to_json())
+    if not result.again:
+        _remove_leftovers(plan)
+    try:
+        write_json(plan.folder / SUMMARY, result.to_json())
+    except RunError as error:  # the plan may be on a medium that is only read
+        return replace(result, note=str(error))
     return result
+
+
+def _others(plan: Plan) -> tuple[str, ...]:
+    known = {part_of(plan.folder, shard).name for shard in range(plan.n_shards)}
+    return tuple(sorted(each.name for each in plan.folder.glob("part-*") if each.name not in known))
+
+
+def _remove_leftovers(plan: Plan) -> None:
+    """Parts that were being written when their process was killed; the plan is complete without them."""
+    for each in plan.folder.glob(".part-*.partial"):
+        with suppress(OSError):
+            each.unlink()
 
 
 def _expect_same_maker(plan: Plan, shard: int, footer: Footer, others: dict[int, Footer]) -> None:
@@ -122,48 +153,46 @@ def _expect_same_maker(plan: Plan, shard: int, footer: Footer, others: dict[int,
         )
 
 
-def _expect_whole(plan: Plan, shard: int, footer: Footer) -> None:
-    """Every input of the shard once, in order, by number and by name; as many errors as the footer says."""
-    parquet: Any = importlib.import_module("pyarrow.parquet")
+def _expect_whole(plan: Plan, shard: int, footer: Footer, names: Any) -> None:
+    """Every input of the shard once, in order, by number and by name; as many errors as the footer says.
+
+    All columns are read, since each page is held to its checksum as it is read.
+    """
     path = part_of(plan.folder, shard)
     cure = f"remove it and run shard {shard} again"
-    try:
-        table = parquet.read_table(path, columns=[INPUT, "path", "status"])
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({str(error).splitlines()[0]}); {cure}") from error
-    first = plan.first(shard)
-    numbers = table.column(INPUT).to_pylist()
-    expected = plan.table(shard).column("name")
-    errors = table.column("status").to_pylist().count("error")
-    if numbers != list(range(first, first + plan.counts[shard])) or not table.column("path").equals(expected):
+    with reader(path, cure) as file:
+        table = file.read()
+        numbers, shown, statuses = (table.column(name) for name in (INPUT, "path", "status"))
+        first = plan.first(shard)
+        are_inputs = numbers.to_pylist() == list(range(first, first + plan.counts[shard])) and shown.equals(names)
+        errors = statuses.to_pylist().count("error")
+    if not are_inputs:
         raise RunError(f"{path}: its rows are not the inputs of shard {shard}; {cure}")
     if errors != footer.errors:
         raise RunError(f"{path}: has {errors:,} error rows and says {footer.errors:,}; {cure}")
 
 
 def _write(plan: Plan, footers: dict[int, Footer], out: Path) -> None:
-    parquet: Any = importlib.import_module("pyarrow.parquet")
-    schema = parquet.read_schema(part_of(plan.folder, 0)).remove_metadata()
+    with reader(part_of(plan.folder, 0), "run its shard again") as file:
+        schema = file.schema_arrow.remove_metadata()
     kept = [name for name in schema.names if name != INPUT]
-    tables = (
-        group.select(kept) for shard in range(plan.n_shards) for group in _groups(parquet, part_of(plan.folder, shard))
-    )
+    tables = (group.select(kept) for shard in range(plan.n_shards) for group in _groups(part_of(plan.folder, shard)))
     if out.suffix.lower() == ".parquet":
-        with atomic_path(out) as partial, parquet.ParquetWriter(partial, schema.remove(0)) as writer:
+        with atomic_path(out) as partial, writer(partial, schema.remove(0)) as rows:
             for table in tables:
-                writer.write_table(table.replace_schema_metadata(None))
+                rows.write_table(table.replace_schema_metadata(None))
         return
     made = next(iter(footers.values())).made_by
     members = kept[len(columns(int(made["top_k"]), ("",))) - 1 :] if "agreement" in kept else []
     kind: Any = out.suffix.lower().lstrip(".")
     with atomic_path(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        rows = TextRows(file, kind, kept, members)
+        lines = TextRows(file, kind, kept, members)
         for table in tables:
             for values in table.to_pylist():
-                rows.write(prediction_of(values, members))
+                lines.write(prediction_of(values, members))
 
 
-def _groups(parquet: Any, path: Path) -> Iterator[Any]:
-    with parquet.ParquetFile(path) as file:
+def _groups(path: Path) -> Iterator[Any]:
+    with reader(path, "run its shard again") as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)

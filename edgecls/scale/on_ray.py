@@ -25,7 +25,7 @@ from edgecls.progress import Progress
 from edgecls.runs import find_model
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import PredictOptions
-from edgecls.scale.parts import Footer
+from edgecls.scale.parts import Footer, in_ranges
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import ShardsReport, ShardWorker
 
@@ -85,18 +85,11 @@ def predict_on_ray(options: PredictOptions, progress: Progress = Progress()) -> 
         ray.shutdown()
     if failed:
         shard, reason = next(iter(failed.items()))
-        numbers = ",".join(map(str, sorted(failed)))
+        numbers = in_ranges(failed)
         raise RunError(
             f"{len(failed)} of {len(left)} shards failed, shard {shard} by: {reason}; run them again: --shard {numbers}"
         )
-    return ShardsReport(
-        str(plan.folder),
-        tuple(sorted(done)),
-        tuple(sorted(set(asked) - set(done))),
-        sum(each.images for each in done.values()),
-        sum(each.errors for each in done.values()),
-        time.perf_counter() - started,
-    )
+    return ShardsReport.of(plan, asked, done, time.perf_counter() - started)
 
 
 def _start(address: str | None) -> None:

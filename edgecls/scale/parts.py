@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from edgecls.errors import RunError
 from edgecls.runtime.output.parquet import schema_of
 from edgecls.runtime.output.row import row
 from edgecls.runtime.prediction import Prediction
+from edgecls.scale.parquet_files import arrow, reader, writer
 
 INPUT: Final = "input"  # the column with the number of the input among all of the plan
 _FOOTER: Final = b"edgecls.part"
@@ -46,10 +46,36 @@ class Footer:
     right: int
     seconds: float
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Footer:
+        """What was written.
+
+        Raises:
+            ValueError, KeyError: it is none, or damaged.
+        """
+        if not values:
+            raise ValueError("not a part of edgecls")
+        footer = cls(**{each.name: values[each.name] for each in fields(cls)})
+        counts = (footer.shard, footer.images, footer.errors, footer.abstained, footer.labelled, footer.right)
+        if not all(type(count) is int and count >= 0 for count in counts) or type(footer.made_by) is not dict:
+            raise ValueError("its counts are no numbers")
+        return footer
+
 
 def part_of(plan: Path, shard: int) -> Path:
     """Where the answer to a shard is, or will be."""
     return plan / f"part-{shard:05d}.parquet"
+
+
+def in_ranges(shards: Iterable[int]) -> str:
+    """Numbers as `--shard` takes them: `0-4,7`."""
+    ranges: list[list[int]] = []
+    for shard in sorted(shards):
+        if ranges and shard == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], shard]
+        else:
+            ranges.append([shard])
+    return ",".join("-".join(map(str, each)) for each in ranges)
 
 
 def read_footer(path: Path) -> Footer:
@@ -58,26 +84,21 @@ def read_footer(path: Path) -> Footer:
     Raises:
         RunError: it is damaged, or no part.
     """
-    parquet: Any = importlib.import_module("pyarrow.parquet")
-    try:
-        said = parquet.read_metadata(path).metadata or {}
-        values = json.loads(said[_FOOTER])
-        return Footer(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: not a part of edgecls, or damaged; remove it and run its shard again") from error
+    with reader(path, "remove it and run its shard again") as file:
+        said = (file.metadata.metadata or {}).get(_FOOTER)
+        return Footer.of(json.loads(said or "{}"))
 
 
 class PartRows:
     """Rows of a part on their way into its file."""
 
     def __init__(self, partial: Path, names: Sequence[str], members: Sequence[str], first: int) -> None:
-        self._arrow: Any = importlib.import_module("pyarrow")
-        parquet: Any = importlib.import_module("pyarrow.parquet")
+        self._arrow = arrow()
         rows = schema_of(self._arrow, names, members)
         self._schema = self._arrow.schema([(INPUT, self._arrow.int64()), *rows])
         self._members, self._next = members, first
         self._waiting: list[dict[str, Any]] = []
-        self.writer = parquet.ParquetWriter(partial, self._schema)
+        self.writer = writer(partial, self._schema)
 
     def write(self, prediction: Prediction) -> None:
         self._waiting.append({INPUT: self._next, **row(prediction, self._members)})

@@ -8,7 +8,6 @@ sha256 of each shard's rows. So any number of processes can each take some shard
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,22 +18,23 @@ from typing import Any, Final
 
 from edgecls import __version__
 from edgecls.decoding.pillow import READABLE
-from edgecls.errors import DatasetError, MissingExtra, OptionError, RunError
+from edgecls.errors import DatasetError, OptionError, RunError
 from edgecls.images import has_image_suffix
 from edgecls.names import is_text
 from edgecls.prefetch import batches
 from edgecls.progress import Progress
 from edgecls.runs import atomic_path, read_json, write_json
-from edgecls.runtime.input.stored import StoredInput, inputs_of, is_tar
+from edgecls.runtime.input.stored import StoredInput, inputs_of, is_tar, open_source
 from edgecls.scale.options import PlanOptions
-from edgecls.storage import StoredFile, open_store
+from edgecls.scale.parquet_files import arrow, reader, writer
+from edgecls.storage import StoredFile
 
 PLAN: Final = "plan.json"
 INPUTS: Final = "inputs.parquet"
 _SCHEMA: Final = 1
 _CHUNK: Final = 65_536  # inputs that are Python objects at a time
 _COLUMNS: Final = ("name", "file", "offset", "size", "modified_ns", "reason")
-_CURE: Final = "make it again with: edgecls plan SOURCE -o"
+_CURE: Final = "make another one with: edgecls plan SOURCE -o FOLDER"
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class Plan:
         values = read_json(folder / PLAN)
         try:
             if values["schema"] != _SCHEMA:
-                raise ValueError(f"schema {values['schema']}, expected {_SCHEMA}")
+                raise ValueError(f"schema {values['schema']}, this edgecls reads {_SCHEMA}")
             shards = [(each["inputs"], each["sha256"]) for each in values["shards"]]
             counts, hashes = zip(*shards, strict=True)
             if not all(type(count) is int and count > 0 for count in counts) or not all(map(str.isalnum, hashes)):
                 raise ValueError("shards: expected a count and a sha256 each")
             return cls(folder, str(values["source"]), counts, hashes)
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{folder / PLAN}: damaged ({error}); {_CURE} {folder}") from error
+            raise RunError(f"{folder / PLAN}: damaged ({error}); {_CURE}") from error
 
     def table(self, shard: int) -> Any:
         """The inputs of one shard as an Arrow table.
@@ -96,15 +96,11 @@ class Plan:
         Raises:
             RunError: the file is not the one that the plan is about.
         """
-        parquet = _parquet()
         path = self.folder / INPUTS
-        try:
-            with parquet.ParquetFile(path) as file:
-                table = file.read_row_group(shard)
-        except (OSError, ValueError, IndexError) as error:
-            raise RunError(f"{path}: cannot be read: {str(error).splitlines()[0]}; {_CURE} {self.folder}") from error
+        with reader(path, _CURE) as file:
+            table = file.read_row_group(shard)
         if table.column_names != list(_COLUMNS) or _hash(table) != self.hashes[shard]:
-            raise RunError(f"{path}: shard {shard} is not the one that {PLAN} is about; {_CURE} {self.folder}")
+            raise RunError(f"{path}: shard {shard} is not the one that {PLAN} is about; {_CURE}")
         return table
 
     def inputs(self, shard: int) -> list[StoredInput]:
@@ -119,18 +115,21 @@ class PlanResult:
 
     Attributes:
         skipped: visible files that are not named like an image or a tar file.
+        unreadable: inputs of which it is known already that they cannot be read.
         bytes: of all inputs.
     """
 
     plan: Plan
     bytes: int
     skipped: int
+    unreadable: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         return {
             "plan": str(self.plan.folder), "source": self.plan.source, "inputs": self.plan.n_inputs,
-            "shards": self.plan.n_shards, "bytes": self.bytes, "skipped": self.skipped, "seconds": self.seconds,
+            "shards": self.plan.n_shards, "bytes": self.bytes, "skipped": self.skipped,
+            "unreadable": self.unreadable, "seconds": self.seconds,
             "sha256": self.plan.sha256,
         }  # fmt: skip
 
@@ -147,24 +146,23 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
         MissingExtra: pyarrow is not installed.
     """
     started = time.perf_counter()
-    arrow, parquet = _arrow(), _parquet()
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise RunError(f"{options.out}: there is something already; name another folder with --out")
-    store = open_store(options.source)
+    pyarrow = arrow()
+    _expect_free(options.out)
+    store, files = open_source(options.source)
     skipped = 0
 
     def counted() -> Iterator[StoredFile]:
         nonlocal skipped
-        for file in store.files():
+        for file in files():
             progress.on_images(1)
             skipped += not (file.reason or is_tar(file.name) or has_image_suffix(file.name))
             yield file
 
     progress.on_pass("files", None)
-    chunks = [_table(arrow, chunk) for chunk in batches(inputs_of(store, counted()), _CHUNK)]
+    chunks = [_table(pyarrow, chunk) for chunk in batches(inputs_of(store, counted()), _CHUNK)]
     if not chunks:
         raise DatasetError(f"{options.source}: no images below it; expected {READABLE} files, or tar files with them")
-    whole = arrow.concat_tables(chunks)
+    whole = pyarrow.concat_tables(chunks)
     n = whole.num_rows
     n_shards = options.shards or -(-n // options.shard_size)
     if n_shards > n:
@@ -172,24 +170,35 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
     bounds = [n * shard // n_shards for shard in range(n_shards + 1)]
     shards = [whole.slice(low, high - low) for low, high in pairwise(bounds)]
     hashes = [_hash(shard) for shard in shards]
-    with atomic_path(options.out / INPUTS) as partial, parquet.ParquetWriter(partial, whole.schema) as writer:
+    with atomic_path(options.out / INPUTS) as partial, writer(partial, whole.schema) as rows:
         for shard in shards:
-            writer.write_table(shard, row_group_size=shard.num_rows)
+            rows.write_table(shard, row_group_size=shard.num_rows)
     plan = Plan(options.out, store.root, tuple(shard.num_rows for shard in shards), tuple(hashes))
     listed = [{"inputs": count, "sha256": each} for count, each in zip(plan.counts, hashes, strict=True)]
     write_json(options.out / PLAN, {
         "schema": _SCHEMA, "edgecls": __version__, "source": plan.source, "inputs": n, "shards": listed
     })  # fmt: skip
     n_bytes = sum(int(chunk.column("size").to_numpy().sum()) for chunk in chunks)
-    return PlanResult(plan, n_bytes, skipped, time.perf_counter() - started)
+    n_faulty = sum(reason != "" for chunk in chunks for reason in chunk.column("reason").to_pylist())
+    return PlanResult(plan, n_bytes, skipped, n_faulty, time.perf_counter() - started)
 
 
-def _table(arrow: Any, inputs: Sequence[StoredInput]) -> Any:
+def _expect_free(folder: Path) -> None:
+    """Refuse a folder with something in it, but for the inputs of a plan that was killed before it was whole."""
+    try:
+        is_free = not folder.exists() or {each.name for each in folder.iterdir()} <= {INPUTS}
+    except OSError as error:
+        raise RunError(f"--out {folder}: {error.strerror or error}; name another folder") from error
+    if not is_free:
+        raise RunError(f"--out {folder}: there is something in it already; name another folder")
+
+
+def _table(pyarrow: Any, inputs: Sequence[StoredInput]) -> Any:
     rows = [each if is_text(each.name) else _unnamed(each) for each in inputs]
-    schema = arrow.schema([
-        (name, arrow.int64() if name in ("offset", "size", "modified_ns") else arrow.string()) for name in _COLUMNS
+    schema = pyarrow.schema([
+        (name, pyarrow.int64() if name in ("offset", "size", "modified_ns") else pyarrow.string()) for name in _COLUMNS
     ])  # fmt: skip
-    return arrow.table({name: [getattr(row, name) for row in rows] for name in _COLUMNS}, schema=schema)
+    return pyarrow.table({name: [getattr(row, name) for row in rows] for name in _COLUMNS}, schema=schema)
 
 
 def _unnamed(each: StoredInput) -> StoredInput:
@@ -208,15 +217,3 @@ def _hash(table: Any) -> str:
             digest.update("\0".join(column.to_pylist()).encode())
         digest.update(b"\0\0")
     return digest.hexdigest()
-
-
-def _arrow() -> Any:
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise MissingExtra("a plan", "cloud") from error
-
-
-def _parquet() -> Any:
-    _arrow()
-    return importlib.import_module("pyarrow.parquet")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,16 +27,32 @@ class ShardsReport:
 
     Attributes:
         done: parts that were written now; passed_over: shards that had one already.
-        images, errors: of `done`.
+        left: how many shards of the plan have no part now.
+        images: of `done`; errors: of all of these shards, those passed over among them.
         seconds: of all, opening the model in it.
     """
 
     plan: str
     done: tuple[int, ...]
     passed_over: tuple[int, ...]
+    left: int
     images: int
     errors: int
     seconds: float
+
+    @classmethod
+    def of(cls, plan: Plan, asked: Sequence[int], done: Mapping[int, Footer], seconds: float) -> ShardsReport:
+        """A report of shards that all have their parts now; `done` has those that were written just now."""
+        footers = {shard: done.get(shard) or read_footer(part_of(plan.folder, shard)) for shard in asked}
+        return cls(
+            str(plan.folder),
+            tuple(sorted(done)),
+            tuple(sorted(set(asked) - set(done))),
+            sum(not part_of(plan.folder, shard).exists() for shard in range(plan.n_shards)),
+            sum(each.images for each in done.values()),
+            sum(each.errors for each in footers.values()),
+            seconds,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,15 +73,8 @@ def predict_shards(options: PredictOptions, progress: Progress = Progress()) -> 
         worker = ShardWorker(plan, model, options)
         left = worker.left_of(asked)
         progress.on_pass("images", sum(plan.counts[shard] for shard in left))
-        footers = [worker.answer(shard, progress) for shard in left]
-    return ShardsReport(
-        str(plan.folder),
-        tuple(left),
-        tuple(sorted(set(asked) - set(left))),
-        sum(each.images for each in footers),
-        sum(each.errors for each in footers),
-        time.perf_counter() - started,
-    )
+        footers = {shard: worker.answer(shard, progress) for shard in left}
+    return ShardsReport.of(plan, asked, footers, time.perf_counter() - started)
 
 
 class ShardWorker:
@@ -94,7 +103,7 @@ class ShardWorker:
         return [shard for shard in shards if not self.is_done(shard)]
 
     def is_done(self, shard: int) -> bool:
-        """Whether a shard has its part.
+        """Whether a shard has its part, and one that is not to be done again.
 
         Raises:
             RunError: it has one of another plan, or of another model or other options.
@@ -110,7 +119,7 @@ class ShardWorker:
                 f"{path}: was made by another model or with other options: they differ in {', '.join(differing)}; give "
                 "the same ones, remove the parts, or make another plan"
             )
-        return True
+        return not (footer.errors and self._options.shards.redo_errors)
 
     def answer(self, shard: int, progress: Progress = Progress()) -> Footer:
         """Answer a shard and write its part.

@@ -42,9 +42,11 @@ def test_the_job_of_kubernetes_is_indexed_and_its_flags_exist() -> None:
     job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
     assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["args"][0] == "predict"
-    assert {word for word in container["args"] if word.startswith("--")} <= known("predict")
-    assert container["args"][-1] == f"$(JOB_COMPLETION_INDEX)/{job['spec']['completions']}"
+    assert container["command"] == ["sh", "-c"]
+    program, command, *words = container["args"][0].split()
+    assert (program, command) == ("edgecls", "predict")
+    assert {word for word in words if word.startswith("--")} <= known("predict")
+    assert f'"$JOB_COMPLETION_INDEX/{job["spec"]["completions"]}"' in words
 
 
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="no GNU parallel: install Debian's package parallel")
@@ -55,7 +57,7 @@ def test_parallel_does_all_shards(tmp_path: Path) -> None:
         write_image(tmp_path / "photos" / f"{number}.png", draw("stripes", number))
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
     model = write_linear_model(tmp_path / "model.onnx")
-    make_plan(PlanOptions(str(tmp_path / "photos"), tmp_path / "plan", 6))
+    make_plan(PlanOptions(str(tmp_path / "photos"), tmp_path / "the plan", 6))
     program = tmp_path / "bin" / "edgecls"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgecls.cli "$@"\n')
@@ -67,7 +69,7 @@ def test_parallel_does_all_shards(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [BASH, EXAMPLES / "parallel.sh", "plan", str(model)],
+        [BASH, EXAMPLES / "parallel.sh", "the plan", str(model)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -75,4 +77,4 @@ def test_parallel_does_all_shards(tmp_path: Path) -> None:
     )
     assert done.returncode == 3, done.stderr  # one picture cannot be read
     assert "complete: every input has exactly one row" in " ".join(done.stdout.split())
-    assert merge(MergeOptions(tmp_path / "plan")).again == ()
+    assert merge(MergeOptions(tmp_path / "the plan")).again == ()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -223,8 +229,82 @@ def test_what_cannot_be_listed_is_told(
     nowhere = f"s3://no-such-bucket/photos?endpoint_override=127.0.0.1:{port}&scheme=http"
     with pytest.raises(DatasetError, match="cannot be listed"):
         make_plan(PlanOptions(nowhere, tmp_path / "plan"))
-    with pytest.raises(DatasetError, match="cannot be opened"):
+    with pytest.raises(DatasetError, match="unknown in the address: endpoint_overide"):
         open_store("s3://bucket/photos?endpoint_overide=x")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (
+            "s3://bucket/photos?endpoint=x",
+            "unknown in the address: endpoint; expected endpoint_override, region, scheme",
+        ),
+        ("s3:///photos", "no bucket in the address"),
+        ("s3://user:secret@bucket/photos", "has a secret in its address"),
+    ],
+)
+def test_addresses_that_are_wrong_are_told(address: str, words: str) -> None:
+    with pytest.raises(DatasetError, match=words) as raised:
+        open_store(address)
+    assert "secret@" not in str(raised.value)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a store that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"s3://bucket/photos?endpoint_override=127.0.0.1:{listening.getsockname()[1]}&scheme=http"
+
+
+def test_a_store_that_never_answers_is_not_waited_for(
+    silent: str, server: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_TRIES", 1)
+    monkeypatch.setattr(storage, "_SILENT_SECONDS", 1)
+    started = time.perf_counter()
+    with pytest.raises(DatasetError, match="cannot be listed"):
+        make_plan(PlanOptions(silent, tmp_path / "plan"))
+    assert time.perf_counter() - started < 20
+
+
+def test_ctrl_c_ends_the_wait_for_a_store(silent: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1]),
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "edgecls.cli", "plan", silent, "-o", str(tmp_path / "plan")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
+        time.sleep(4)
+        assert waiting.poll() is None
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(8) == 130
+
+
+def test_a_store_that_is_gone_ends_the_shard_and_leaves_no_part(
+    server: tuple[Faults, int], bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_plan(PlanOptions(bucket, tmp_path / "plan", 1))
+    monkeypatch.setattr(storage, "_TRIES", 1)
+    monkeypatch.setattr(
+        "edgecls.scale.run.open_store",
+        lambda source: open_store("s3://b/photos?endpoint_override=127.0.0.1:1&scheme=http"),
+    )
+    asked = PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(tmp_path / "plan"))
+    with pytest.raises(DatasetError, match=r"nobody answers, the last \d+ files cannot be read, in 1 tries"):
+        predict_shards(asked)
+    assert merge(MergeOptions(tmp_path / "plan")).missing == (0,)
+
+
+def test_a_tar_file_of_a_bucket_is_a_source(bucket: str, model: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "local", "")
+    filesystem, below = fs.FileSystem.from_uri(bucket)
+    with filesystem.open_output_stream(f"{below}/photos.tar") as stream:
+        stream.write((tmp_path / "photos.tar").read_bytes())
+    address = bucket.replace("/photos?", "/photos/photos.tar?")
+    assert rows(address, model, tmp_path / "s3.csv") == rows(tmp_path / "photos.tar", model, tmp_path / "file.csv")
+    assert make_plan(PlanOptions(address, tmp_path / "plan", 2)).plan.n_inputs == 60
 
 
 def test_file_addresses_are_folders(tmp_path: Path, model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptio
 from edgecls.runtime.predict import predict
 from edgecls.scale.merge import MergeResult, merge
 from edgecls.scale.options import MergeOptions, PlanOptions
-from edgecls.scale.parts import part_of
+from edgecls.scale.parts import in_ranges, part_of
 from edgecls.scale.plan import INPUTS, PLAN, Plan, make_plan
 from edgecls.scale.run import predict_shards
 from tests.conftest import draw, write_image, write_linear_model
@@ -208,8 +209,8 @@ def test_rows_that_are_not_the_shard_s_are_found(source: Path, model: Path, tmp_
         (lambda plan: (plan / PLAN).unlink(), "no plan in it"),
         (lambda plan: (plan / PLAN).write_text("{}"), "damaged"),
         (lambda plan: (plan / PLAN).write_text('{"schema": 9}'), "schema 9"),
-        (lambda plan: (plan / INPUTS).unlink(), "cannot be read"),
-        (lambda plan: (plan / INPUTS).write_bytes(b"PAR1"), "cannot be read"),
+        (lambda plan: (plan / INPUTS).unlink(), "inputs.parquet: damaged"),
+        (lambda plan: (plan / INPUTS).write_bytes(b"PAR1"), "damaged"),
     ],
 )
 def test_damaged_plans_are_told(source: Path, model: Path, tmp_path: Path, change: Any, words: str) -> None:
@@ -240,13 +241,20 @@ def test_what_cannot_be_planned_is_told(source: Path, tmp_path: Path) -> None:
         planned("s33://bucket/photos", tmp_path / "plan")
     assert not (tmp_path / "plan" / PLAN).exists()
     planned(source, tmp_path / "plan")
-    with pytest.raises(RunError, match="there is something already"):
+    with pytest.raises(RunError, match="there is something in it already"):
         planned(source, tmp_path / "plan")
 
 
 @pytest.mark.parametrize(
     ("shard", "words"),
-    [("5", "numbers below 5"), ("0,9", "0 to 4"), ("3/3", "a number below 3"), ("4/4", "0/4 to 3/4")],
+    [
+        ("5", "numbers below 5"),
+        ("0,9", "0 to 4"),
+        ("2-7", "numbers below 5"),
+        ("3-1", "the lower number"),
+        ("3/3", "a number below 3"),
+        ("4/4", "0/4 to 3/4"),
+    ],
 )
 def test_shards_that_there_are_not(source: Path, model: Path, tmp_path: Path, shard: str, words: str) -> None:
     planned(source, tmp_path / "plan")
@@ -254,9 +262,9 @@ def test_shards_that_there_are_not(source: Path, model: Path, tmp_path: Path, sh
         predict_shards(options(tmp_path / "plan", model, shard))
 
 
-@pytest.mark.parametrize("shard", ["x", "-1", "1,", "1/0", "", "1 2", "1/2/3"])
+@pytest.mark.parametrize("shard", ["x", "-1", "1,", "1/0", "", "1 2", "1/2/3", "1-", "1-2-3", "1-2/3"])
 def test_shards_that_are_no_numbers(shard: str) -> None:
-    with pytest.raises(OptionError, match="3, or 3,7,9, or 3/64"):
+    with pytest.raises(OptionError, match="3, or 3,7-9, or 3/64"):
         ShardOptions(Path("plan"), shard)
 
 
@@ -324,3 +332,100 @@ def test_names_that_are_not_text_get_their_row(source: Path, model: Path, tmp_pa
     predict_shards(options(tmp_path / "plan", model))
     assert merged(tmp_path / "plan", tmp_path / "merged.csv").errors == 2
     assert "its name is not UTF-8" in (tmp_path / "merged.csv").read_text()
+
+
+def test_shards_are_named_by_ranges() -> None:
+    assert ShardOptions(Path("plan"), "7,0-2,4,2-3").chosen(9) == [0, 1, 2, 3, 4, 7]
+    assert in_ranges([4, 0, 7, 1, 2]) == "0-2,4,7"
+    assert in_ranges([]) == ""
+
+
+def test_bits_that_turn_over_in_a_part_are_found(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    merged(tmp_path / "plan", tmp_path / "right.csv")
+    right = (tmp_path / "right.csv").read_text()
+    part = part_of(tmp_path / "plan", 1)
+    whole, seed = part.read_bytes(), random.Random(0)
+    n_found = 0
+    for _ in range(150):
+        changed = bytearray(whole)
+        changed[seed.randrange(len(whole))] ^= 1 << seed.randrange(8)
+        part.write_bytes(changed)
+        result = merged(tmp_path / "plan", tmp_path / "merged.csv")
+        n_found += result.again == (1,)
+        if not result.again:  # bits that say nothing, such as who wrote the file
+            assert (tmp_path / "merged.csv").read_text() == right
+    assert n_found > 100
+
+
+def test_the_file_of_all_rows_may_not_lie_in_the_plan(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    for name in (INPUTS, "part-00000.parquet", "rows/all.parquet"):
+        with pytest.raises(OptionError, match="lies in the plan's folder"):
+            merged(tmp_path / "plan", tmp_path / "plan" / name)
+    assert merged(tmp_path / "plan").again == ()
+
+
+def test_shards_with_errors_are_named_and_done_again(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 5)
+    first = predict_shards(options(tmp_path / "plan", model))
+    (shard,) = merged(tmp_path / "plan").with_errors
+    again = predict_shards(options(tmp_path / "plan", model))
+    assert (again.done, again.errors, first.errors) == ((), 1, 1)  # the exit code stays what it was
+    broken = source / "stripes" / "broken.jpg"
+    shutil.copy(source / "stripes" / "0.png", broken)
+    report = predict_shards(options(tmp_path / "plan", model, redo_errors=True, allow_changed=True))
+    assert (report.done, report.errors, report.left) == ((shard,), 0, 0)
+    result = merged(tmp_path / "plan")
+    assert (result.with_errors, result.again, result.images) == ((), (), 25)
+    assert predict_shards(options(tmp_path / "plan", model, redo_errors=True)).done == ()
+
+
+def test_what_else_lies_among_the_parts_is_told_or_removed(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model, "0"))
+    killed = tmp_path / "plan" / ".part-00001.parquet.abc.partial"
+    killed.write_bytes(b"half")
+    (tmp_path / "plan" / "part-00000 (copy).parquet").write_bytes(b"x")
+    assert merged(tmp_path / "plan").others == ("part-00000 (copy).parquet",)
+    assert killed.exists()  # somebody may be at it
+    predict_shards(options(tmp_path / "plan", model))
+    assert merged(tmp_path / "plan").again == ()
+    assert not killed.exists()
+
+
+def test_a_plan_that_was_killed_is_made_again(source: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan")
+    (tmp_path / "plan" / PLAN).unlink()
+    assert planned(source, tmp_path / "plan").n_inputs == 25
+
+
+def test_a_plan_of_one_tar_file(source: Path, model: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(source, "")
+    for number, address in enumerate((tmp_path / "photos.tar", f"file://{tmp_path}/photos.tar")):
+        folder = tmp_path / f"plan{number}"
+        assert planned(address, folder, 3).n_inputs == 25
+        predict_shards(options(folder, model))
+        merged(folder, tmp_path / "merged.csv")
+        expected = plain(tmp_path / "photos.tar", model, tmp_path / "plain.csv")
+        assert (tmp_path / "merged.csv").read_text() == expected
+    with pytest.raises(DatasetError, match="no such tar file"):
+        planned(tmp_path / "none.tar", tmp_path / "plan")
+
+
+def test_a_summary_that_cannot_be_written_holds_nothing_up(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+
+    def refused(path: Path, values: Any) -> None:
+        raise RunError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr("edgecls.scale.merge.write_json", refused)
+    result = merged(tmp_path / "plan", tmp_path / "merged.csv")
+    assert (result.again, result.images) == ((), 25)
+    assert "Read-only file system" in result.note

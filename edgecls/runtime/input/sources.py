@@ -7,21 +7,21 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from edgecls.datasets import ClassNames, read_label_rows
 from edgecls.decoding.pillow import READABLE
-from edgecls.errors import DatasetError, some
+from edgecls.errors import DatasetError, ImageError, some
 from edgecls.images import Listing, has_image_suffix, natural_key, walk
 from edgecls.records import TextFile
 from edgecls.runtime.input import video
-from edgecls.runtime.input.stored import inputs_of, is_tar, sources_of
+from edgecls.runtime.input.stored import StoredInput, inputs_of, is_tar, open_source, sources_of
 from edgecls.runtime.options import SourceOptions
 from edgecls.runtime.pipeline import Source, Unreadable
-from edgecls.storage import LocalStore, has_scheme, open_store
+from edgecls.storage import LocalStore, StoredFile, has_scheme
 
 STDIN: Final = "-"
 LIST_SUFFIXES: Final = frozenset({".txt", ".csv"})
@@ -115,8 +115,8 @@ def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions
     if given == STDIN:
         return _Part(lambda: _listed(_lines(sys.stdin), Path(), classes), None)
     if has_scheme(given):
-        store = open_store(given)
-        return _Part(lambda: sources_of(store, inputs_of(store, store.files()), classes), None)
+        store, files = open_source(given)
+        return _Part(lambda: sources_of(store, inputs_of(store, files()), classes), None)
     path = Path(given)
     # os.path's questions answer no where those of Path raise: of names that are too long, or behind a locked folder
     is_file = os.path.isfile(given)
@@ -127,7 +127,7 @@ def _part(given: str, is_only: bool, classes: ClassNames, options: SourceOptions
     if is_file and path.suffix.lower() in LIST_SUFFIXES:
         return _list_file(path, classes)
     if is_file and is_tar(given):
-        return _tar_file(path, classes)
+        return _tar_file(given, is_only, classes)
     if os.path.lexists(given):  # a link to nothing is an input too, and its row says so
         return _Part(lambda: iter([Source(given, given, _nearest(path.absolute().parent, None, classes))]), 1)
     if glob.has_magic(given):
@@ -156,13 +156,15 @@ def _video(given: str, classes: ClassNames, options: SourceOptions) -> _Part:
 def _folder(root: Path, is_only: bool, classes: ClassNames) -> _Part:
     found: list[Listing] = []
     passed_over: Counter[str] = Counter()
+    of_tars: dict[str, list[StoredInput]] = {}
     for listing in walk(root):
-        of_images = [name for name in listing.names if has_image_suffix(name)]
-        passed_over.update(os.path.splitext(name)[1] for name in listing.names if not has_image_suffix(name))
-        found.append(Listing(listing.folder, of_images, listing.reason))
+        kept = [name for name in listing.names if has_image_suffix(name) or is_tar(name)]
+        passed_over.update(os.path.splitext(name)[1] for name in set(listing.names).difference(kept))
+        of_tars |= {path: _in_tar(path) for name in kept if is_tar(path := os.path.join(listing.folder, name))}
+        found.append(Listing(listing.folder, kept, listing.reason))
     if found[0].reason:
         raise DatasetError(f"{root}: {found[0].reason}")
-    count = sum(len(each.names) + bool(each.reason) for each in found)
+    count = sum(len(each.names) + bool(each.reason) for each in found) - len(of_tars) + sum(map(len, of_tars.values()))
     if not count:
         raise DatasetError(f"{root}: no images in this folder{_other_suffixes(passed_over)}; expected {READABLE} files")
 
@@ -176,7 +178,11 @@ def _folder(root: Path, is_only: bool, classes: ClassNames) -> _Part:
             folder, shown = (os.path.join(each, "") for each in (listing.folder, os.path.normpath(below)))
             shown = "" if shown == os.path.join(os.curdir, "") else shown
             for name in listing.names:  # joined once a folder: it took longer than reading a small picture
-                yield Source(folder + name, shown + name, truth)
+                if is_tar(name):
+                    members = sources_of(LocalStore(listing.folder), of_tars[folder + name], classes)
+                    yield from (replace(each, name=shown + each.name, truth=each.truth or truth) for each in members)
+                else:
+                    yield Source(folder + name, shown + name, truth)
 
     return _Part(each, count, passed_over.total())
 
@@ -214,12 +220,27 @@ def _csv_list(path: Path, classes: ClassNames) -> _Part:
     return _Part(lambda: _listed(names, path.parent, classes), len(names))
 
 
-def _tar_file(path: Path, classes: ClassNames) -> _Part:
-    store = LocalStore(str(path.parent))
-    inputs = list(inputs_of(store, [store.stat(path.name)]))
+def _tar_file(given: str, is_only: bool, classes: ClassNames) -> _Part:
+    inputs, folder = _in_tar(given), os.path.dirname(given)
     if not inputs:
-        raise DatasetError(f"{path}: no images in this tar file; expected {READABLE} files")
-    return _Part(lambda: sources_of(store, inputs, classes), len(inputs))
+        raise DatasetError(f"{given}: no images in this tar file; expected {READABLE} files")
+    shown = "" if is_only else os.path.join(os.path.normpath(folder), "") if folder else ""
+
+    def each() -> Iterator[Source]:
+        for source in sources_of(LocalStore(folder), inputs, classes):
+            yield replace(source, name=shown + source.name)
+
+    return _Part(each, len(inputs))
+
+
+def _in_tar(path: str | Path) -> list[StoredInput]:
+    """The images in a tar file; one that cannot be read is an input too, whose row says why."""
+    store, name = LocalStore(os.path.dirname(path)), os.path.basename(path)
+    try:
+        file = store.stat(name)
+    except ImageError as error:
+        file = StoredFile(name, 0, 0, error.reason)
+    return list(inputs_of(store, [file]))
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import BinaryIO, Final
 
 from edgecls.datasets import ClassNames
-from edgecls.errors import ImageError
+from edgecls.errors import DatasetError, ImageError
 from edgecls.images import MAX_FILE_BYTES, has_image_suffix
 from edgecls.prefetch import prefetch
 from edgecls.runtime.pipeline import Encoded, Picture, Source, Unreadable
-from edgecls.storage import FETCHED_AHEAD, N_FETCHING, LocalStore, Store, StoredFile
+from edgecls.storage import (
+    FETCHED_AHEAD,
+    N_FETCHING,
+    LocalStore,
+    Store,
+    StoredFile,
+    StoreSilentError,
+    has_scheme,
+    open_store,
+)
+
+_MOST_SILENT: Final = 2 * N_FETCHING  # files in a row that nobody answers for
 
 
 @dataclass(frozen=True)
@@ -58,21 +72,114 @@ def inputs_of(store: Store, files: Iterable[StoredFile]) -> Iterator[StoredInput
 
 
 def _members(store: Store, file: StoredFile) -> Iterator[StoredInput]:
+    """The images in a tar file: files first, then those that are links to other members."""
     made = partial(StoredInput, file=file.name, modified_ns=file.modified_ns)
+    links: list[_Link] = []
     try:
-        with store.open(file.name) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+        with store.open(file.name) as opened:
+            for member in _members_of(opened):
+                if not has_image_suffix(member.name):
+                    continue
+                if member.islnk() or member.issym():
+                    links.append(_Link.of(member))
+                elif member.isfile():
+                    reason = "a sparse file in a tar file, which is not read" if member.issparse() else ""
+                    if member.offset_data + member.size > file.size:
+                        reason = "the tar file ends inside it"
+                    yield made(_named(file, member.name), offset=member.offset_data, size=member.size, reason=reason)
+            if links:
+                for link, found in _followed(opened, links):
+                    offset, size = (found.offset_data, found.size) if found else (0, 0)
+                    reason = "" if found else f"a link to {link.target}, which is no file in the tar file"
+                    yield made(_named(file, link.name), offset=offset, size=size, reason=reason)
+    except (OSError, tarfile.TarError) as error:
+        reason = f"the tar file cannot be read on: {(str(error).splitlines() or [''])[0]}"
+        for name in (file.name, *(_named(file, link.name) for link in links)):
+            yield made(name, offset=0, size=file.size, reason=reason)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A member that is another name of a member: `name` as it is written, `target` from the archive's root on."""
+
+    name: str
+    target: str
+
+    @classmethod
+    def of(cls, member: tarfile.TarInfo) -> _Link:
+        """A hard link says the whole name, a symbolic one says it from its own folder on."""
+        above = "" if member.islnk() else posixpath.dirname(member.name)
+        return cls(member.name, posixpath.normpath(posixpath.join(above, member.linkname)))
+
+
+def _named(file: StoredFile, member: str) -> str:
+    return f"{file.name}/{member.removeprefix('./')}"
+
+
+def _members_of(opened: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """All members, of archives too that were put one behind the other.
+
+    Raises:
+        OSError, tarfile.TarError: it cannot be read, or what lies between two members is no header: `tarfile` takes
+            that for the end, and the rest would be lost without a word.
+    """
+    start: int | None = 0
+    while start is not None:
+        opened.seek(start)
+        with tarfile.open(fileobj=opened, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if not member.isfile() or not has_image_suffix(member.name):
-                    continue
-                name = f"{file.name}/{member.name.removeprefix('./')}"
-                reason = "a sparse file in a tar file, which is not read" if member.issparse() else ""
-                if member.offset_data + member.size > file.size:
-                    reason = "the tar file ends inside it"
-                yield made(name, offset=member.offset_data, size=member.size, reason=reason)
-    except (OSError, tarfile.TarError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        yield made(file.name, offset=0, size=file.size, reason=f"the tar file cannot be read on: {said}")
+                yield member
+            end: int = archive.offset
+        start = _behind_zeros(opened, end)
+        if start == end:
+            raise tarfile.ReadError(f"there is no header at byte {end:,}, where the next member should begin")
+
+
+def _behind_zeros(opened: BinaryIO, start: int) -> int | None:
+    """Where the first block from `start` on begins that is not of zeros, which fill up an archive; None for nowhere."""
+    opened.seek(start)
+    while block := opened.read(tarfile.BLOCKSIZE):
+        if any(block):
+            return start
+        start += len(block)
+    return None
+
+
+def _followed(opened: BinaryIO, links: Sequence[_Link]) -> Iterator[tuple[_Link, tarfile.TarInfo | None]]:
+    """Each link with the file that it leads to, over other links too; None where it leads to none."""
+    targets = {posixpath.normpath(link.name): link.target for link in links}
+    wanted = set(targets.values())
+    found = {name: each for each in _members_of(opened) if (name := posixpath.normpath(each.name)) in wanted}
+    for link in links:
+        target, passed = link.target, {link.target}
+        while target in targets and targets[target] not in passed:
+            target = targets[target]
+            passed.add(target)
+        member = found.get(target)
+        yield link, member if member is not None and member.isfile() and not member.issparse() else None
+
+
+def open_source(address: str) -> tuple[Store, Callable[[], Iterable[StoredFile]]]:
+    """A folder with all of its files, or a tar file as the only one of its folder.
+
+    Raises:
+        DatasetError: as `open_store`, or no such file.
+        MissingExtra: as `open_store`.
+    """
+    place, mark, query = address.partition("?") if has_scheme(address) else (address, "", "")
+    if not is_tar(place) or os.path.isdir(place):
+        store = open_store(address)
+        return store, store.files
+    above, slash, name = place.rpartition("/")
+    store = open_store((above or slash or os.curdir) + mark + query)
+    try:
+        file = store.stat(name)
+    except ImageError as error:
+        raise DatasetError(
+            f"{address}: no such tar file ({error.reason}); expected a folder, or a tar file with images"
+        ) from error
+    return store, lambda: [file]
 
 
 def sources_of(
@@ -85,8 +192,10 @@ def sources_of(
     """
     above = os.path.basename(store.root.partition("?")[0].rstrip("/"))
 
+    silence = _Silence(store)
+
     def source(each: StoredInput) -> Source:
-        return Source(_picture(store, each, is_checked), each.name, _truth(each.name, above, classes))
+        return Source(_picture(store, each, is_checked, silence), each.name, _truth(each.name, above, classes))
 
     is_local = isinstance(store, LocalStore)
     for is_plain, some in groupby(inputs, lambda each: is_local and not each.is_member):
@@ -104,7 +213,28 @@ def _truth(name: str, above: str, classes: ClassNames) -> str | None:
     return None
 
 
-def _picture(store: Store, each: StoredInput, is_checked: bool) -> Picture:
+class _Silence:
+    """How many files in a row could not be asked for: a store that is gone is no property of its files."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._n, self._lock = store, 0, threading.Lock()
+
+    def note(self, error: ImageError | None) -> None:
+        """Count a file.
+
+        Raises:
+            DatasetError: so many in a row that nobody is there.
+        """
+        with self._lock:
+            self._n = self._n + 1 if isinstance(error, StoreSilentError) else 0
+            if error is not None and self._n >= _MOST_SILENT:
+                raise DatasetError(
+                    f"{self._store.root}: nobody answers, the last {self._n} files {error.reason}; run the same again "
+                    "when somebody does"
+                )
+
+
+def _picture(store: Store, each: StoredInput, is_checked: bool, silence: _Silence) -> Picture:
     if each.reason:
         return Unreadable(each.name, each.reason)
     try:
@@ -114,9 +244,12 @@ def _picture(store: Store, each: StoredInput, is_checked: bool) -> Picture:
             return store.path(each.name)
         if each.size > MAX_FILE_BYTES:
             raise ImageError(f"too large: {each.size >> 20:,} MB, at most {MAX_FILE_BYTES >> 20} are read")
-        return Encoded(each.name, store.read(each.file, each.offset, each.size if each.is_member else None))
+        data = store.read(each.file, each.offset, each.size if each.is_member else None)
     except ImageError as error:
+        silence.note(error)
         return Unreadable(each.name, error.reason)
+    silence.note(None)
+    return Encoded(each.name, data)
 
 
 def _expect_unchanged(store: Store, each: StoredInput) -> None:

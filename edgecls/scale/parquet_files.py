@@ -1,0 +1,63 @@
+"""Parquet files with checksums, and what is wrong with one in a sentence."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edgecls.errors import MissingExtra, RunError
+
+
+def arrow() -> Any:
+    """pyarrow.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    # It looks for pandas itself, at the first list, in code that swallows a Ctrl-C
+    with suppress(ImportError):
+        importlib.import_module("pandas")
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise MissingExtra("a plan", "cloud") from error
+
+
+def parquet() -> Any:
+    """pyarrow.parquet.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+    """
+    arrow()
+    return importlib.import_module("pyarrow.parquet")
+
+
+def writer(path: Path, schema: Any) -> Any:
+    """A writer whose pages have checksums: a bit that turns over on a disk is found by whoever reads them."""
+    return parquet().ParquetWriter(path, schema, write_page_checksum=True)
+
+
+@contextmanager
+def reader(path: Path, cure: str) -> Iterator[Any]:
+    """A file that is read in the block, its checksums verified.
+
+    Args:
+        cure: what to do where it is damaged.
+
+    Raises:
+        RunError: it cannot be opened, or is damaged: Arrow raises whatever its reader stumbles over.
+    """
+    try:
+        with parquet().ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except PermissionError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except RunError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: damaged ({reason}); {cure}") from error
