@@ -12,13 +12,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from glob import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from edgecls.bundles import is_bundle, unpacked
 from edgecls.errors import RunError
 from edgecls.manifest import CURE as MANIFEST_CURE
 from edgecls.manifest import Manifest, Precision
 from edgecls.records import TextFile, json_text
+
+try:
+    import fcntl
+except ImportError:  # Windows locks files in another way
+    fcntl = None  # type: ignore[assignment]
 
 # Several files of a folder that change together are prepared beside them, and one rename is the moment of the change.
 # From then on the prepared folder holds what is still to be put in place, and whoever opens the run next goes on with
@@ -51,6 +56,23 @@ MODEL_FILES: Final[Mapping[Precision, str]] = {
     "int8": "model.int8.onnx",
     "int8-cpu": "model.int8-cpu.onnx",
 }
+
+
+def lock(file: IO[Any], busy: str) -> None:
+    """Keep other processes that ask likewise from an open file, until it is closed or this process ends.
+
+    Raises:
+        RunError: another one has it; `busy` says so. The file is closed then.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise RunError(busy) from error
+    except OSError:  # some network file systems have no locks; this is a second line of defence
+        return
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def _prediction_facts(report: PredictReport) -> Table:
     if report.resumed:
         facts.add_row("resumed", f"{report.resumed:,} rows were there already")
     if report.skipped:
-        facts.add_row("skipped", f"{report.skipped:,} files that are not named like an image")
+        facts.add_row("skipped files", f"{report.skipped:,}, not named like an image or a tar file")
     if report.accuracy is not None:
         facts.add_row(
             "accuracy",

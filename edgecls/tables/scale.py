@@ -27,7 +27,7 @@ def planned(result: PlanResult) -> Table:
     facts.add_row("source", plan.source)
     facts.add_row("inputs", f"{plan.n_inputs:,}, {result.bytes / 1e6:,.0f} MB")
     if result.skipped:
-        facts.add_row("skipped", f"{result.skipped:,} files that are not named like an image")
+        facts.add_row("skipped files", f"{result.skipped:,}, not named like an image or a tar file")
     facts.add_row("shards", f"{plan.n_shards:,} of up to {max(plan.counts):,} inputs")
     if result.unreadable:
         facts.add_row("unreadable", f"{result.unreadable:,} inputs, whose rows will say why")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from edgecls.datasets import Dataset, read_split
@@ -15,9 +17,9 @@ from edgecls.runs import (
     SPLIT,
     UNFINISHED,
     create_run_folder,
+    lock,
     point_latest_at,
     remove_leftovers,
-    write_text,
 )
 from edgecls.train.data.pixels import Decoded, decode
 from edgecls.train.fit.loop import check_strategy
@@ -92,13 +94,35 @@ def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | F
 def _train_in(
     folder: Path, options: TrainOptions, dataset: Dataset, listener: Listener, started: float
 ) -> TrainResult | FoldsResult:
-    is_leader = rank() == 0
     options = repeatable(options)
+    with _alone_in(folder) if rank() == 0 else nullcontext():
+        return _train_alone(folder, options, dataset, listener, started)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two that train in one run folder, as where one is taken for dead, would write over one another's files.
+
+    Raises:
+        RunError: another process trains in it.
+    """
+    try:
+        file = (folder / UNFINISHED).open("a")
+    except OSError as error:
+        raise RunError(f"cannot write {folder / UNFINISHED}: {error.strerror or error}") from error
+    with file:
+        lock(file, f"{folder}: another process trains in this run folder; wait for it, or stop it")
+        yield
+
+
+def _train_alone(
+    folder: Path, options: TrainOptions, dataset: Dataset, listener: Listener, started: float
+) -> TrainResult | FoldsResult:
+    is_leader = rank() == 0
     if is_leader:
         remove_leftovers(folder)
         if not (folder / RECIPE).is_file():
             write_recipe(folder, options)
-        write_text(folder / UNFINISHED, "")  # after the recipe, without which nothing can be resumed
     minutes = options.recipe.minutes
     deadline = None if minutes is None else started + 60 * minutes
     result: TrainResult | FoldsResult

@@ -498,3 +498,20 @@ def test_folders_may_be_named_by_id_and_a_labels_file_by_index_too(
     assert report.labelled == 24
     assert report.accuracy is not None
     assert report.accuracy > 0.9
+
+
+def test_each_frame_of_a_camera_gets_all_threads(
+    exported_run: Path, photos: Path, in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+    opened = Classifier.of
+
+    def noted(models: Any, how: ClassifierOptions, *rest: Any, **more: Any) -> Classifier:
+        asked.append(how.n_lanes)
+        return opened(models, how, *rest, **more)
+
+    monkeypatch.setattr(Classifier, "of", noted)
+    predict(options(exported_run, photos))
+    with pytest.raises(DatasetError, match="97: cannot be opened"):
+        predict(options(exported_run, photos, "97", out=Path("more.csv")))
+    assert asked == [None, 1]

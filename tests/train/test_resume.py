@@ -105,6 +105,18 @@ def test_a_training_that_was_killed_before_its_first_epoch_ended_starts_again(
     assert resumed.validation_accuracy == whole.validation_accuracy
 
 
+def test_a_training_that_still_runs_is_not_resumed_beside_itself(in_empty_folder: Path, photos: Path) -> None:
+    refused: list[str] = []
+
+    def resume_too(epoch: object) -> None:
+        with pytest.raises(RunError, match="another process trains in this run folder") as raised:
+            resume("run")
+        refused.append(str(raised.value))
+
+    train(options(photos, epochs=2, out="run"), Listener(on_epoch=resume_too))
+    assert len(refused) == 2
+
+
 def test_a_training_that_has_ended_is_not_resumed(in_empty_folder: Path, photos: Path) -> None:
     train(options(photos, epochs=1, out="done"))
     with pytest.raises(RunError, match=r"its training has ended; to train on, use --weights"):

@@ -13,16 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
 from edgecls.errors import OptionError, RunError
-from edgecls.runs import atomic_path, write_json
+from edgecls.runs import atomic_path, lock, write_json
 from edgecls.runtime.options import RowsOptions
 from edgecls.runtime.output.parquet import ParquetRows
 from edgecls.runtime.output.row import TextRows, columns, prediction_of
 from edgecls.runtime.prediction import Prediction
-
-try:
-    import fcntl
-except ImportError:  # Windows locks files in another way, and this is a second line of defence
-    fcntl = None  # type: ignore[assignment]
 
 
 class Rows(Protocol):
@@ -120,23 +115,12 @@ class _RowFile:
         """The partial file, opened as it is, which no other process writes to."""
         while True:
             file = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
-            self._lock(file)
+            lock(file, f"{self._partial}: another process is writing these rows; wait for it, or stop it")
             # another process may have finished, and renamed this file, after it was opened and before it was locked
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self._partial)):
                     return file
             file.close()
-
-    def _lock(self, file: BinaryIO) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise RunError(
-                f"{self._partial}: another process is writing these rows; wait for it, or stop it"
-            ) from error
 
     def _check_record(self) -> None:
         try:
