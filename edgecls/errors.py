@@ -87,3 +87,8 @@ class MissingExtra(EdgeclsError):
     def __init__(self, needed_for: str, extra: str) -> None:
         super().__init__(f'{needed_for} needs a package that is not installed: pip install "edgecls[{extra}]"')
         self.extra = extra
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in its first line, or what it is called where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

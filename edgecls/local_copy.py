@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from edgecls.images import MAX_FILE_BYTES, has_image_suffix, walk
 from edgecls.prefetch import prefetch
 from edgecls.progress import Progress
 from edgecls.runs import atomic_path
-from edgecls.storage import FETCHED_AHEAD, N_FETCHING, LocalStore, Store, StoredFile, has_scheme, open_store
+from edgecls.storage import FETCHED_AHEAD, N_FETCHING, LocalStore, Silence, Store, StoredFile, has_scheme, open_store
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class _Copy:
     def __init__(self, store: Store, folder: Path) -> None:
         self._store, self._folder = store, folder
         self._reasons: dict[Path, str] = {}
+        self._silence = Silence(store)
 
     def update(self, progress: Progress) -> LocalCopy:
         progress.on_step(f"listing {self._store.root}")
@@ -74,6 +76,8 @@ class _Copy:
         return self._folder / file.name
 
     def _is_here(self, file: StoredFile) -> bool:
+        if not _is_safe(file.name):
+            return False
         try:
             status = os.stat(self._path(file))
         except (OSError, ValueError):
@@ -85,7 +89,7 @@ class _Copy:
         path = self._path(file)
         if not _is_safe(file.name):
             self._reasons[path] = (
-                "its name has an empty part, or . or .. as one, which no file of this machine can have"
+                "its name cannot be a file's here: an empty part, .. or a folder that is named like a picture"
             )
             return
         data = b""
@@ -94,7 +98,9 @@ class _Copy:
                 if file.size > MAX_FILE_BYTES:
                     raise ImageError(f"too large: {file.size >> 20:,} MB, at most {MAX_FILE_BYTES >> 20} are read")
                 data = self._store.read(file.name)
+                self._silence.note(None)
             except ImageError as error:
+                self._silence.note(error)
                 self._reasons[path] = error.reason
         try:
             with atomic_path(path) as partial:
@@ -117,15 +123,18 @@ class _Copy:
             )
 
     def _remove_others(self, known: set[Path]) -> None:
-        for path in list(_files_of(self._folder)):
-            if path not in known:
-                path.unlink(missing_ok=True)
+        for listing in reversed(list(walk(self._folder))):  # what lies deepest first
+            with suppress(OSError):
+                for name in listing.names:
+                    if (path := Path(listing.folder, name)) not in known:
+                        path.unlink(missing_ok=True)
+                if not os.listdir(listing.folder):
+                    os.rmdir(listing.folder)
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name stays below the folder: the keys of a store may be any text."""
-    return all(part not in ("", ".", "..") for part in name.split("/")) and "\0" not in name
-
-
-def _files_of(folder: Path) -> Iterator[Path]:
-    return (Path(each.folder, name) for each in walk(folder) for name in each.names)
+    """Whether a name stays below the folder, in folders that are walked: the keys of a store may be any text."""
+    *folders, _ = parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in name or any(map(has_image_suffix, folders)):
+        return False
+    return os.sep == "/" or not any(character in name for character in (os.sep, ":"))

@@ -91,7 +91,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_behind in filter(_is_leftover, list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))):
+        for left_behind in filter(is_leftover, list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))):
             left_behind.unlink(missing_ok=True)
         yield partial
         os.replace(partial, path)
@@ -179,12 +179,12 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed were writing in a run folder; what others are writing now stays."""
-    for path in filter(_is_leftover, list(folder.rglob(".*.partial"))):
+    for path in filter(is_leftover, list(folder.rglob(".*.partial"))):
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_leftover(path: Path) -> bool:
+def is_leftover(path: Path) -> bool:
     """Whether this is a file of `atomic_path` that nobody writes any more."""
     *_, pid, end = ("", "", *path.name.split("."))
     return path.name.startswith(".") and end == "partial" and pid.isdecimal() and not _is_alive(int(pid))
@@ -233,7 +233,7 @@ def whole_run(model: str, out: Path | None = None) -> Iterator[tuple[Run, Path]]
     place = folder.absolute().parent
     partial = place / f".{folder.absolute().name}.{os.getpid()}.partial"
     pattern = ".*.partial" if out is None else f".{escape(folder.absolute().name)}.*.partial"
-    for left_behind in filter(_is_leftover, list(place.glob(pattern))):
+    for left_behind in filter(is_leftover, list(place.glob(pattern))):
         shutil.rmtree(left_behind, ignore_errors=True)
     _make(partial, folder)
     try:
@@ -252,7 +252,7 @@ def _free_folder(model: str, out: Path | None) -> Path:
     while out is None and folder.exists():  # two runs within one second
         attempt += 1
         folder = RUNS / f"{stem}-{attempt}"
-    if folder.is_dir() and all(map(_is_leftover, folder.iterdir())):
+    if folder.is_dir() and all(map(is_leftover, folder.iterdir())):
         remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; name another folder with --out, or remove it")
@@ -276,7 +276,7 @@ def point_latest_at(folder: Path) -> None:
     partial = RUNS / f".{LATEST}.{os.getpid()}.partial"
     try:
         RUNS.mkdir(exist_ok=True)
-        for left_behind in filter(_is_leftover, list(RUNS.glob(f".{LATEST}.*.partial"))):
+        for left_behind in filter(is_leftover, list(RUNS.glob(f".{LATEST}.*.partial"))):
             left_behind.unlink(missing_ok=True)
         partial.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()), target_is_directory=True)
         os.replace(partial, link)

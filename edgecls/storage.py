@@ -7,24 +7,29 @@ for S3 in the variables of AWS or behind the address, as in `s3://bucket/photos?
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, TypeVar
+from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.request import url2pathname
 
-from edgecls.errors import DatasetError, ImageError, MissingExtra, some
+from edgecls.errors import DatasetError, ImageError, MissingExtra, first_line, some
 from edgecls.images import natural_key, walk
 
 _T = TypeVar("_T")
 
 SCHEMES: Final = ("s3", "gs", "hdfs", "file")
 N_FETCHING: Final = 16  # threads: an object store takes 20 to 100 ms for each file, whatever its size
+_MOST_SILENT: Final = 2 * N_FETCHING  # files in a row that nobody answers for
+_BUFFER: Final = 1 << 16  # bytes of a tar file that are read at once, for many small members in one request
 FETCHED_AHEAD: Final = 64  # files in memory before somebody takes them
 _OF_CAMERAS: Final = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
 _TRIES: Final = 5
@@ -119,18 +124,17 @@ def open_store(address: str) -> Store:
     if scheme not in SCHEMES:
         raise DatasetError(f"{address}: unknown scheme {scheme}; expected one of {', '.join(SCHEMES)}, or a folder")
     try:
+        parts = urlsplit(address, allow_fragments=False)  # a # is part of a name
+        if scheme == "file":
+            return open_store(url2pathname(parts.path))
+        if parts.password is not None:  # it would be in every plan, table and log
+            raise DatasetError(f"{scheme}://{parts.hostname}: has a secret in its address; give it in the environment")
         fs: Any = importlib.import_module("pyarrow.fs")
+        filesystem, root = _s3(fs, parts) if scheme == "s3" else fs.FileSystem.from_uri(_patient(parts))
     except ImportError as error:
         raise MissingExtra(address, "cloud") from error
-    parts = urlsplit(address)
-    if parts.password is not None:  # it would be in every plan, table and log
-        raise DatasetError(f"{scheme}://{parts.hostname}: has a secret in its address; give it in the environment")
-    try:
-        filesystem, root = _s3(fs, parts) if scheme == "s3" else fs.FileSystem.from_uri(_patient(parts))
     except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{address}: cannot be opened: {_first_line(error)}; {_CURE}") from error
-    if scheme == "file":
-        return open_store(root)
+        raise DatasetError(f"{address}: cannot be opened: {first_line(error)}; {_CURE}") from error
     return ArrowStore(address, filesystem, root)
 
 
@@ -157,11 +161,10 @@ def _s3(fs: Any, parts: SplitResult) -> tuple[Any, str]:
 
 def _patient(parts: SplitResult) -> str:
     """An address with a limit to the seconds in which Google's client tries again, which is a quarter of an hour."""
-    if parts.scheme.lower() != "gs" or "retry_limit_seconds" in parts.query:
-        return urlunsplit(parts)
-    return urlunsplit(
-        parts._replace(query="&".join(filter(None, (parts.query, f"retry_limit_seconds={_SILENT_SECONDS}"))))
-    )
+    query = parts.query
+    if parts.scheme == "gs" and "retry_limit_seconds" not in query:
+        query = "&".join(filter(None, (query, f"retry_limit_seconds={_SILENT_SECONDS}")))
+    return urlunsplit(parts._replace(query=query)).replace("#", "%23")
 
 
 class LocalStore:
@@ -198,11 +201,14 @@ class LocalStore:
         return StoredFile(name, status.st_size, status.st_mtime_ns)
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.path(name), "rb")
+        path = self.path(name)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("it is no regular file")
+        return open(path, "rb")
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         try:
-            with open(self.path(name), "rb") as file:
+            with self.open(name) as file:
                 file.seek(offset)
                 return file.read(-1 if size is None else size)
         except FileNotFoundError as error:
@@ -226,13 +232,17 @@ class ArrowStore:
             try:
                 found = _again(lambda: self._filesystem.get_file_info(fs.FileSelector(folder)))  # noqa: B023
             except (OSError, ValueError) as error:
-                raise DatasetError(f"{self.root}: cannot be listed: {_first_line(error)}; {_CURE}") from error
+                raise DatasetError(f"{self.root}: cannot be listed: {first_line(error)}; {_CURE}") from error
             entries = [each for each in found if not each.base_name.startswith(".")]
             entries.sort(key=lambda each: natural_key(each.base_name))
             for each in entries:
                 if each.type == fs.FileType.File:
                     yield self._stored(each)
-            waiting += [each.path for each in reversed(entries) if each.type == fs.FileType.Directory]
+            folders = [each.path for each in entries if each.type == fs.FileType.Directory]
+            if folder in folders:  # keys with `//` in them, of which Arrow says that they are this folder once more
+                folders.remove(folder)
+                yield StoredFile(f"{folder[len(self._below) + 1 :]}//", 0, 0, "keys with an empty part cannot be read")
+            waiting += reversed(folders)
 
     def stat(self, name: str) -> StoredFile:
         fs: Any = importlib.import_module("pyarrow.fs")
@@ -242,8 +252,8 @@ class ArrowStore:
         return self._stored(found)
 
     def open(self, name: str) -> BinaryIO:
-        opened: BinaryIO = _again(lambda: self._filesystem.open_input_file(f"{self._below}/{name}"))
-        return opened
+        file = _again(lambda: self._filesystem.open_input_file(f"{self._below}/{name}"))
+        return cast(BinaryIO, io.BufferedReader(_Patient(file), _BUFFER))
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         def read() -> bytes:
@@ -264,6 +274,56 @@ class StoreSilentError(ImageError):
     """A file that could not be asked for: nobody answers, which says nothing of the file."""
 
 
+class _Patient(io.RawIOBase):
+    """A file of a store whose every read is tried again where it fails."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._at, self._size = file, 0, int(file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        data = bytes(_again(lambda: self._file.read_at(wanted, self._at))) if wanted else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class Silence:
+    """How many files in a row could not be asked for: a store that is gone is no property of its files."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._n, self._lock = store, 0, threading.Lock()
+
+    def note(self, error: ImageError | None) -> None:
+        """Count a file.
+
+        Raises:
+            DatasetError: so many in a row that nobody is there.
+        """
+        with self._lock:
+            self._n = self._n + 1 if isinstance(error, StoreSilentError) else 0
+            if error is not None and self._n >= _MOST_SILENT:
+                raise DatasetError(
+                    f"{self._store.root}: nobody answers, the last {self._n} files {error.reason}; run the same again "
+                    "when somebody does"
+                )
+
+
 def _readable(call: Callable[[], _T]) -> _T:
     try:
         return _again(call)
@@ -272,7 +332,7 @@ def _readable(call: Callable[[], _T]) -> _T:
     except OSError as error:
         is_silent = any(word in str(error) for word in _OF_NOBODY)
         kind = StoreSilentError if is_silent else ImageError
-        raise kind(f"cannot be read, in {_TRIES} tries: {_first_line(error)}") from error
+        raise kind(f"cannot be read, in {_TRIES} tries: {first_line(error)}") from error
 
 
 def _again(call: Callable[[], _T]) -> _T:
@@ -303,7 +363,3 @@ def _interruptible(call: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, daemon=True).start()
     return done.result()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

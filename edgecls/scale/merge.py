@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from edgecls.scale.parts import INPUT, Footer, part_of, read_footer
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import expect_of
 
+_OLD_SECONDS: Final = 86_400
 SUMMARY: Final = "summary.json"
 
 
@@ -134,10 +136,11 @@ def _others(plan: Plan) -> tuple[str, ...]:
 
 
 def _remove_leftovers(plan: Plan) -> None:
-    """Parts that were being written when their process was killed; the plan is complete without them."""
+    """Parts that were being written when their process was killed: of today's one may still be written, elsewhere."""
     for each in plan.folder.glob(".part-*.partial"):
         with suppress(OSError):
-            each.unlink()
+            if time.time() - each.stat().st_mtime > _OLD_SECONDS:
+                each.unlink()
 
 
 def _expect_same_maker(plan: Plan, shard: int, footer: Footer, others: dict[int, Footer]) -> None:

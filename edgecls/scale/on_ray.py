@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from edgecls.errors import RunError
+from edgecls.bundles import is_bundle
+from edgecls.errors import RunError, first_line
 from edgecls.progress import Progress
 from edgecls.runs import find_model
 from edgecls.runtime.classifier import Classifier
@@ -68,6 +70,8 @@ def predict_on_ray(options: PredictOptions, progress: Progress = Progress()) -> 
     started = time.perf_counter()
     plan = Plan.read(options.shards.folder)
     asked = options.shards.chosen(plan.n_shards)
+    if not asked:  # a share of fewer shards than there are shares
+        return ShardsReport.of(plan, asked, {}, time.perf_counter() - started)
     done: dict[int, Footer] = {}
     failed: dict[int, str] = {}
     _start(options.shards.address)
@@ -99,7 +103,7 @@ def _start(address: str | None) -> None:
         _expect_somebody(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.ERROR)
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"Ray cannot be reached at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"Ray cannot be reached at {address or 'this machine'}: {first_line(error)}") from error
 
 
 def _expect_somebody(address: str | None) -> None:
@@ -115,23 +119,54 @@ def _expect_somebody(address: str | None) -> None:
 
 def _everywhere(options: PredictOptions) -> PredictOptions:
     """The same with names that hold in any working folder."""
-    models = tuple(str(find_model(name).resolve()) for name in options.members)
-    return replace(options, models=models, shards=replace(options.shards, plan=options.shards.folder.resolve()))
+    there = {name: str(_place_of(name).resolve()) for name in options.models}
+    return replace(
+        options,
+        models=tuple(there.values()),
+        vote=replace(options.vote, tie_break=there.get(options.vote.tie_break, options.vote.tie_break)),
+        shards=replace(options.shards, plan=options.shards.folder.resolve()),
+    )
+
+
+def _place_of(model: str) -> Path:
+    """A bundle itself, which each machine unpacks into a cache of its own; of any other name what is meant by it."""
+    found = find_model(model)
+    return Path(model) if is_bundle(Path(model)) else found
 
 
 def _actors(options: PredictOptions, most: int) -> list[Any]:
     """One for each GPU, or for every two cores, or as many as were asked for; `most` at most."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    n_gpus, n_cores = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
-    n_actors = min(options.shards.workers or n_gpus or max(1, n_cores // _CORES), most)
-    cores = max(1, n_cores // n_actors)
-    threads = replace(options.classifier, n_threads=cores)
-    # a little less than the cores: tasks of Ray itself find room, and nothing waits for ever on a small machine
-    remote: Any = ray.remote(
-        num_cpus=0.9 * cores, num_gpus=min(1, n_gpus / n_actors), max_restarts=-1, max_task_retries=_TRIES
+    nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    there = [each["Resources"] for each in nodes if each["Alive"]]
+    n_actors, cores, n_gpus = placed(
+        [(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in there], options.shards.workers, most
     )
+    threads = replace(options.classifier, n_threads=max(1, cores))
+    # a little less than the cores: tasks of Ray itself find room, and nothing waits for ever on a small machine
+    remote: Any = ray.remote(num_cpus=0.9 * cores, num_gpus=n_gpus, max_restarts=-1, max_task_retries=_TRIES)
     made = remote(_Actor)
     return [made.remote(replace(options, classifier=threads)) for _ in range(n_actors)]
+
+
+def placed(nodes: Sequence[tuple[int, int]], workers: int | None, most: int) -> tuple[int, int, int]:
+    """How many actors there are, and how many cores and GPUs of one machine each asks for: Ray waits for ever where an
+    actor fits on none.
+
+    Args:
+        nodes: cores and GPUs of each machine.
+        workers: that were asked for; fewer where there is no room for them.
+        most: actors.
+    """
+    if n_gpus := sum(gpus for _, gpus in nodes):
+        n = min(workers or n_gpus, n_gpus, most)
+        return n, min(cores // gpus for cores, gpus in nodes if gpus), 1
+
+    def n_that_fit(size: int) -> int:
+        return sum(cores // size for cores, _ in nodes)
+
+    n = min(workers or n_that_fit(_CORES) or 1, max(1, n_that_fit(1)), most)
+    largest = max((cores for cores, _ in nodes), default=1)
+    return n, max((size for size in range(1, largest + 1) if n_that_fit(size) >= n), default=1), 0
 
 
 def _left_of(actor: Any, shards: Sequence[int]) -> list[int]:
@@ -162,11 +197,12 @@ def _answered(actors: Sequence[Any], shards: Sequence[int]) -> Iterator[tuple[in
         try:
             yield shard, ray.get(finished)
         except RayActorError as error:
-            yield shard, f"its process died {_TRIES + 1} times: {str(error).splitlines()[0]}"
+            yield shard, f"its process died {_TRIES + 1} times: {first_line(error)}"
         except RayError as error:
             yield shard, _reason(error)
 
 
 def _reason(error: RayError) -> str:
     """What went wrong, less the traceback of the actor."""
-    return str(getattr(error, "cause", None) or error).splitlines()[-1]
+    cause = getattr(error, "cause", None) or error
+    return next(reversed(str(cause).splitlines()), "") or type(cause).__name__

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edgecls.errors import MissingExtra, RunError
+from edgecls.errors import MissingExtra, RunError, first_line
 
 
 def arrow() -> Any:
@@ -59,5 +59,4 @@ def reader(path: Path, cure: str) -> Iterator[Any]:
     except RunError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: damaged ({reason}); {cure}") from error
+        raise RunError(f"{path}: damaged ({first_line(error)}); {cure}") from error

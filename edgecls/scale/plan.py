@@ -23,7 +23,7 @@ from edgecls.images import has_image_suffix
 from edgecls.names import is_text
 from edgecls.prefetch import batches
 from edgecls.progress import Progress
-from edgecls.runs import atomic_path, read_json, write_json
+from edgecls.runs import atomic_path, is_leftover, read_json, write_json
 from edgecls.runtime.input.stored import StoredInput, inputs_of, is_tar, open_source
 from edgecls.scale.options import PlanOptions
 from edgecls.scale.parquet_files import arrow, reader, writer
@@ -186,7 +186,7 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
 def _expect_free(folder: Path) -> None:
     """Refuse a folder with something in it, but for the inputs of a plan that was killed before it was whole."""
     try:
-        is_free = not folder.exists() or {each.name for each in folder.iterdir()} <= {INPUTS}
+        is_free = not folder.exists() or all(each.name == INPUTS or is_leftover(each) for each in folder.iterdir())
     except OSError as error:
         raise RunError(f"--out {folder}: {error.strerror or error}; name another folder") from error
     if not is_free:

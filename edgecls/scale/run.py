@@ -15,8 +15,8 @@ from edgecls.runs import sha256_of
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.input.stored import sources_of
 from edgecls.runtime.options import PredictOptions
-from edgecls.runtime.output.row import columns
-from edgecls.scale.parts import Footer, new_part, part_of, read_footer
+from edgecls.runtime.output.row import columns, expect_distinct
+from edgecls.scale.parts import INPUT, Footer, new_part, part_of, read_footer
 from edgecls.scale.plan import Plan
 from edgecls.storage import Store, open_store
 
@@ -73,7 +73,8 @@ def predict_shards(options: PredictOptions, progress: Progress = Progress()) -> 
         worker = ShardWorker(plan, model, options)
         left = worker.left_of(asked)
         progress.on_pass("images", sum(plan.counts[shard] for shard in left))
-        footers = {shard: worker.answer(shard, progress) for shard in left}
+        # somebody else may have been at it meanwhile
+        footers = {shard: worker.answer(shard, progress) for shard in left if not worker.is_done(shard)}
     return ShardsReport.of(plan, asked, footers, time.perf_counter() - started)
 
 
@@ -84,11 +85,14 @@ class ShardWorker:
         """Open the source.
 
         Raises:
+            OptionError: a model is named like a column of the rows.
             RunError: it cannot be opened.
         """
         self._plan, self._model, self._options = plan, model, options
         self._made_by = made_by(model, options)
-        self._index = {label: index for index, label in enumerate(model.labels)}
+        self._members = model.voting.names if len(model.members) > 1 else ()
+        self._columns = columns(min(options.top_k, len(model.labels)), self._members)
+        expect_distinct([INPUT, *self._columns], self._members)
         try:
             self._store: Store = open_store(plan.source)
         except DatasetError as error:
@@ -130,14 +134,13 @@ class ShardWorker:
         plan, model, options = self._plan, self._model, self._options
         inputs = plan.inputs(shard)
         top_k = min(options.top_k, len(model.labels))
-        members = model.voting.names if len(model.members) > 1 else ()
         counts = dict.fromkeys(("ok", "error", "abstained"), 0)
         labelled = right = 0
         started = time.perf_counter()
         sources = sources_of(
             self._store, inputs, ClassNames.of(model.manifest), is_checked=not options.shards.allow_changed
         )
-        with new_part(part_of(plan.folder, shard), columns(top_k, members), members, plan.first(shard)) as rows:
+        with new_part(part_of(plan.folder, shard), self._columns, self._members, plan.first(shard)) as rows:
             for answered in model.answers(sources, n_sources=len(inputs)):
                 for source, prediction in zip(answered.sources, model.predictions(answered, top_k), strict=True):
                     sure = prediction.unless_below(options.min_confidence)

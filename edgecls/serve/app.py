@@ -125,11 +125,13 @@ class Service:
         """Count a request that was answered, and let the log have its line."""
         self._figures.count_request(path, status, seconds)
         if is_logged:
-            client = request.client.host if request.client else ""
-            asked = json.dumps(request.url.path[:_MOST_LOGGED])
+            client = json.dumps(
+                request.client.host[:_MOST_LOGGED] if request.client else ""
+            )  # a proxy may say anything
+            asked = json.dumps(request.scope["path"][:_MOST_LOGGED])
             self._log(
                 f'{{"time": {time.time():.3f}, "method": "{request.method}", "path": {asked}, "status": {status}, '
-                f'"ms": {1000 * seconds:.2f}, "client": "{client}"}}'
+                f'"ms": {1000 * seconds:.2f}, "client": {client}}}'
             )
 
     async def answered(self, request: Request, handler: _Handler, *, is_open: bool) -> Response:

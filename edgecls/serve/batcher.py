@@ -196,8 +196,6 @@ class Batcher:
             while len(self._queue) < size and not self._closing and (left := deadline - time.perf_counter()) > 0:
                 self._changed.wait(left)
             taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
-            if self._queue:
-                self._changed.notify()
         now, wanted = time.perf_counter(), []
         for each in taken:
             if each.asked.answers.done():

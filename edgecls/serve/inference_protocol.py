@@ -193,6 +193,9 @@ def _outputs(asked: object, is_binary: bool) -> Iterator[WantedOutput]:
         return
     if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
         raise BadRequest("outputs: expected a list of objects")
+    names = [str(each.get("name")) for each in asked]
+    if len(set(names)) < len(names):  # thousands of the same would take gigabytes
+        raise BadRequest("outputs: one is named twice; expected each once")
     for each in asked:
         if each.get("name") not in OUTPUTS:
             raise BadRequest(f"output {each.get('name')!r}: expected one of {', '.join(OUTPUTS)}")

@@ -13,6 +13,7 @@ from edgecls.errors import RunError
 from edgecls.golden import Golden
 from edgecls.runs import GOLDEN, Run, folder_of_run, members_of
 from edgecls.runtime.backends.belonging import answers_as
+from edgecls.runtime.backends.lone import lanes_of
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.drift_watch import DriftWatch
 from edgecls.runtime.ensemble import member_names
@@ -63,10 +64,10 @@ class LoadedModel:
         classifier = Classifier.of(members_of(place), how, on_note=log)
         try:
             _prove(classifier, log)
+            return cls(name, classifier, options, figures, log)
         except BaseException:
             classifier.close()
             raise
-        return cls(name, classifier, options, figures, log)
 
     def _count(self, batch: Batch) -> None:
         self._figures.count_batch(self._name, batch)
@@ -134,7 +135,7 @@ def _prove(classifier: Classifier, log: Say) -> None:
         run = Run(folder_of_run(member.file) if member.file else Path())
         if not run.path(GOLDEN).is_file():
             log(f"warning: {member.file}: has no golden answers beside it, so nothing shows that it is right here")
-        elif not answers_as(Golden.of(run), member.backend):
+        elif not all(answers_as(Golden.of(run), lane) for lane in lanes_of(member.backend)):
             raise RunError(
                 f"{member.file}: does not give the golden answers of its run on {member.backend.name}, so it is not "
                 f"served; see: edgecls verify {run.folder}"

@@ -102,7 +102,9 @@ def described(models: Sequence[str], *, has_key: bool) -> Json:
         "multipart/form-data": {"schema": form},
         "application/json": {"schema": several},
     }
-    predict = _post("Label pictures.", bodies, "Predictions", {"422": "None of the pictures could be read."})
+    predict = _post("Label pictures.", bodies, "Predictions")
+    unreadable: Json = {"application/json": _of("Predictions")}
+    predict["responses"]["422"] = {"description": "None of the pictures could be read.", "content": unreadable}
     infer = _post("Infer, by the Open Inference Protocol.", {"application/json": _of("InferRequest")}, "InferResponse")
     paths: Json = {
         "/predict": {"post": {**predict, "operationId": "predict"}},
@@ -158,8 +160,10 @@ def _post(summary: str, bodies: Json, answer: str, failures: Json | None = None)
 
 
 def _get(summary: str, operation: str = "", *, is_open: bool = False) -> Json:
-    failures = {"503": "The server ends."} if is_open else {"401": _FAILURES["401"]}
-    told: Json = {"summary": summary, "responses": _responses({"application/json": {}}, failures)}
+    told: Json = {"summary": summary, "responses": _responses({"application/json": {}}, {"401": _FAILURES["401"]})}
+    if is_open:
+        told["responses"] = _responses({"application/json": {}})
+        told["responses"]["503"] = {"description": "The server ends.", "content": {"application/json": {}}}
     return {**told, **({"operationId": operation} if operation else {}), **({"security": []} if is_open else {})}
 
 

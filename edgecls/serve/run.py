@@ -42,6 +42,9 @@ def serve(options: ServeOptions) -> None:
     key = _key(options.api_key_file)
     figures = Figures()
     with ExitStack() as opened:
+        if _HANGUP is not None and threading.current_thread() is threading.main_thread():
+            # until there is something to load anew, it would end the process
+            opened.callback(signal.signal, _HANGUP, signal.signal(_HANGUP, signal.SIG_IGN))
         log = opened.enter_context(closing(Log()))
         models = {}
         for name, place in options.named.items():
@@ -59,14 +62,25 @@ def _key(file: Path | None) -> str:
         given = os.environ.get(API_KEY, "")
         if given and not given.strip():
             raise OptionError(f"the variable {API_KEY} is blank; set it to the key, or unset it")
-        return given.strip()
+        return _sendable(given.strip(), f"the variable {API_KEY}")
     try:
-        key = file.read_text(encoding="utf-8").strip()
+        key = file.read_text(encoding="utf-8-sig").strip()  # Windows' editors write a mark before the text
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OptionError(f"--api-key-file {file}: cannot be read: {reason}") from error
     if not key:
         raise OptionError(f"--api-key-file {file}: is empty; expected the key")
+    return _sendable(key, f"--api-key-file {file}")
+
+
+def _sendable(key: str, source: str) -> str:
+    """The same key, which a client can put into a header.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not (key.isascii() and (key.isprintable() or not key)):
+        raise OptionError(f"{source}: expected a key of ASCII letters, digits and signs in one line")
     return key
 
 

@@ -25,6 +25,7 @@ from edgecls.evaluate.look.inspect import inspect
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import EvaluateOptions
 from edgecls.local_copy import local_copy
+from edgecls.runtime.input.stored import inputs_of
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
 from edgecls.runtime.predict import predict
 from edgecls.scale.merge import merge
@@ -180,6 +181,9 @@ def test_a_copy_is_brought_up_to_date(bucket: str) -> None:
     assert (second.path / "stripes" / "2.png").read_bytes() == b"something else"
     assert len(list(second.path.rglob("*.png"))) == 59
     assert (second.path / "notes.txt").read_bytes() == b""  # no picture: it is only counted
+    for number in range(1, 60, 2):
+        filesystem.delete_file(f"{below}/checks/{number}.png")
+    assert [each.name for each in local_copy(bucket).path.iterdir() if each.is_dir()] == ["stripes"]
 
 
 def test_an_object_that_stays_broken_is_named_by_evaluate_and_inspect(
@@ -199,9 +203,60 @@ def test_an_object_that_stays_broken_is_named_by_evaluate_and_inspect(
     assert evaluated(bucket, model).unreadable == {}  # it is asked for again
 
 
+def test_keys_with_an_empty_part_are_listed_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow says of them that the folder is in itself."""
+    store = open_store(bucket)
+    below = bucket[5:].partition("?")[0]
+
+    class Looping:
+        def get_file_info(self, selector: Any) -> list[Any]:
+            assert selector.base_dir == below
+            return [
+                fs.FileInfo(below, fs.FileType.Directory), fs.FileInfo(f"{below}/a.jpg", fs.FileType.File, size=1),
+            ]  # fmt: skip
+
+    monkeypatch.setattr(store, "_filesystem", Looping())
+    assert [(each.name, bool(each.reason)) for each in store.files()] == [("a.jpg", False), ("//", True)]
+
+
+def test_a_tar_file_is_read_on_after_a_fault(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "local", "")
+    filesystem, below = fs.FileSystem.from_uri(bucket)
+    with filesystem.open_output_stream(f"{below}/photos.tar") as stream:
+        stream.write((tmp_path / "photos.tar").read_bytes())
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage, "_BUFFER", 2048)
+    store = open_store(bucket)
+    opened = store._filesystem.open_input_file  # type: ignore[attr-defined]
+    asked = 0
+
+    class Failing:
+        """Every third read fails."""
+
+        def __init__(self, file: Any) -> None:
+            self._file, self.size, self.close = file, file.size, file.close
+
+        def read_at(self, n: int, at: int) -> bytes:
+            nonlocal asked
+            asked += 1
+            if asked % 3 == 0:
+                raise OSError("slow down")
+            return bytes(self._file.read_at(n, at))
+
+    class Faulty:
+        def open_input_file(self, name: str) -> Failing:
+            return Failing(opened(name))
+
+    monkeypatch.setattr(store, "_filesystem", Faulty())
+    inputs = list(inputs_of(store, [StoredFile("photos.tar", (tmp_path / "photos.tar").stat().st_size, 1)]))
+    assert (len(inputs), [each.reason for each in inputs if each.reason]) == (60, [])
+    assert asked > 60
+
+
 def test_keys_that_are_no_file_names_stay_below_the_copy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ArrowStore.files
-    odd = ("stripes/../../../out.png", "/absolute.png", f"stripes/{'x' * 300}.png")
+    odd = ("stripes/../../../out.png", "/absolute.png", f"stripes/{'x' * 300}.png", "stripes/scan.png/page.png")
     monkeypatch.setattr(
         ArrowStore, "files", lambda self: iter([*(StoredFile(name, 0, 1) for name in odd), *found(self)])
     )
@@ -210,7 +265,7 @@ def test_keys_that_are_no_file_names_stay_below_the_copy(bucket: str, monkeypatc
     assert len(list(copy.path.rglob("*.png"))) == 60
     assert not list(copy.path.parent.parent.rglob("out.png"))
     assert not Path("/absolute.png").exists()
-    assert sorted(reason[:15] for reason in copy.reasons.values()) == ["cannot write /t", *2 * ["its name has an"]]
+    assert sorted(reason[:15] for reason in copy.reasons.values()) == ["cannot write /t", *3 * ["its name cannot"]]
 
 
 def test_a_disk_that_is_too_small_for_a_copy_is_told_before_it_is_made(
@@ -241,6 +296,7 @@ def test_what_cannot_be_listed_is_told(
             "unknown in the address: endpoint; expected endpoint_override, region, scheme",
         ),
         ("s3:///photos", "no bucket in the address"),
+        ("s3://[x/photos", "cannot be opened: Invalid IPv6 URL"),
         ("s3://user:secret@bucket/photos", "has a secret in its address"),
     ],
 )
@@ -311,3 +367,5 @@ def test_file_addresses_are_folders(tmp_path: Path, model: Path) -> None:
     write_image(tmp_path / "photos" / "one.png", draw("stripes", 1))
     assert open_store(f"file://{tmp_path}/photos").root == str(tmp_path / "photos")
     assert len(rows(f"file://{tmp_path}/photos", model, tmp_path / "rows.csv")) == 2
+    (tmp_path / "photos#2").mkdir()
+    assert open_store(f"file://{tmp_path}/photos#2").root == str(tmp_path / "photos#2")

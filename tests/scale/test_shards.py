@@ -27,7 +27,7 @@ from edgecls.scale.merge import MergeResult, merge
 from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.scale.parts import in_ranges, part_of
 from edgecls.scale.plan import INPUTS, PLAN, Plan, make_plan
-from edgecls.scale.run import predict_shards
+from edgecls.scale.run import ShardWorker, predict_shards
 from tests.conftest import draw, write_image, write_linear_model
 
 pytest.importorskip("pyarrow")
@@ -393,12 +393,44 @@ def test_what_else_lies_among_the_parts_is_told_or_removed(source: Path, model: 
     assert killed.exists()  # somebody may be at it
     predict_shards(options(tmp_path / "plan", model))
     assert merged(tmp_path / "plan").again == ()
+    assert killed.exists()
+    os.utime(killed, (1, 1))
+    merged(tmp_path / "plan")
     assert not killed.exists()
+
+
+def test_a_model_that_is_named_like_a_column_is_refused(source: Path, tmp_path: Path) -> None:
+    for name in ("label", "input"):
+        two = [write_linear_model(tmp_path / name / f"{each}.onnx", LABELS) for each in (name, "other")]
+        folder = tmp_path / f"plan-{name}"
+        planned(source, folder, 2)
+        with pytest.raises(OptionError, match="named like a column of the rows"):
+            predict_shards(replace(options(folder, two[0]), models=tuple(map(str, two))))
+
+
+def test_shards_that_somebody_else_did_meanwhile_are_passed_over(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(source, tmp_path / "plan", 3)
+    answer = ShardWorker.answer
+    answered: list[int] = []
+
+    def with_another(self: ShardWorker, shard: int, *rest: Any) -> Any:
+        if not answered:
+            answered.append(shard)
+            predict_shards(options(tmp_path / "plan", model, "1,2"))
+        answered.append(shard)
+        return answer(self, shard, *rest)
+
+    monkeypatch.setattr(ShardWorker, "answer", with_another)
+    report = predict_shards(options(tmp_path / "plan", model))
+    assert (report.done, report.passed_over) == ((0,), (1, 2))
 
 
 def test_a_plan_that_was_killed_is_made_again(source: Path, tmp_path: Path) -> None:
     planned(source, tmp_path / "plan")
     (tmp_path / "plan" / PLAN).unlink()
+    (tmp_path / "plan" / f".{INPUTS}.999999999.partial").touch()
     assert planned(source, tmp_path / "plan").n_inputs == 25
 
 

@@ -28,7 +28,9 @@ from edgecls.images import decode
 from edgecls.runs import Run
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.pipeline import BatchWorker
+from edgecls.serve import bodies
 from edgecls.serve import run as running
+from edgecls.serve.inference_protocol import BadRequest
 from edgecls.serve.options import LimitOptions, ServeOptions
 from edgecls.serve.run import serve
 from tests.serve.server import Client, answers, near, process, served, until
@@ -100,11 +102,32 @@ def test_base64_may_be_what_browsers_make_of_it(
         b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nnever ends',
         b"--x\r\n" + b"a" * 20_000 + b"\r\n\r\nbody\r\n--x--",
         b'--y\r\nContent-Disposition: form-data; filename="f"\r\n\r\nother boundary\r\n--y--',
+        b"--x\r\nContent-Disposition: form-data; filename*\r\n\r\nbody\r\n--x--",
+        b"--x\r\nContent-Disposition: form-data; " + b"(" * 1500 + b"\r\n\r\nbody\r\n--x--",
+        b"--x\r\n\r\n" * 100 + b"--x--",
     ],
 )
 def test_forms_without_a_whole_file_are_refused(client: Client, form: bytes) -> None:
     assert client("POST", "/predict", form, Content_Type="multipart/form-data; boundary=x")[0] == 400
     assert client("POST", "/predict", form, Content_Type="multipart/form-data")[0] == 400
+
+
+def test_many_parts_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a tenth of a millisecond, and more where its head is long."""
+    monkeypatch.setattr(bodies, "_is_file", lambda head: pytest.fail("a head was read"))
+    monkeypatch.setattr(bodies, "_from_base64", lambda text: pytest.fail("a text was read"))
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n'
+    with pytest.raises(BadRequest, match="too many parts"):
+        bodies.pictures_of("multipart/form-data; boundary=x", part * 5000 + b"--x--", 8)
+    with pytest.raises(BadRequest, match="there are 5000 pictures: expected 8 at most"):
+        bodies.pictures_of("application/json", json.dumps({"images": [""] * 5000}).encode(), 8)
+
+
+def test_whatever_a_proxy_says_of_a_client_the_log_is_json(client: Client, files: list[Path]) -> None:
+    client.logged.clear()
+    client("POST", "/predict", files[0].read_bytes(), X_Forwarded_For='\\", "status": 0')
+    until(lambda: bool(client.logged))
+    assert json.loads(client.logged[-1])["status"] == 200
 
 
 def test_the_bytes_of_a_form_arrive_as_they_were(client: Client) -> None:
@@ -222,6 +245,7 @@ def given(datatype: str, shape: list[Any], data: Any = None, **more: Any) -> dic
         (given("UINT8", [1, 1 << 30, 1 << 30, 3], [1]), "0 to 255"),
         (given("BYTES", [1], ["AAAA"], id=3), "id: expected"),
         (given("BYTES", [1], ["AAAA"], outputs=[{"name": "y"}]), "output 'y'"),
+        (given("BYTES", [1], ["AAAA"], outputs=[{"name": "labels"}] * 2), "one is named twice"),
         (
             {"inputs": [{**given("BYTES", [1])["inputs"][0], "parameters": {"binary_data_size": 5}}]},
             "there are 0",
@@ -443,9 +467,13 @@ def test_a_key_is_asked_for(
         assert client("POST", "/predict", data, X_API_Key="secret")[0] == 200
         assert client("GET", "/v2/health/ready")[0] == 200
         assert client("GET", "/metrics")[0] == 401
-    file.write_text("schlüssel", encoding="utf-8")
+    file.write_text("secret\n", encoding="utf-8-sig")  # as an editor of Windows writes it
     with served(exported_run, api_key_file=file) as client:
-        assert client("POST", "/predict", data, X_API_Key="schlüssel".encode().decode("latin-1"))[0] == 200
+        assert client("POST", "/predict", data, X_API_Key="secret")[0] == 200
+    for unsendable in ("schlüssel", "two\nlines"):
+        file.write_text(unsendable, encoding="utf-8")
+        with pytest.raises(OptionError, match="expected a key of ASCII letters, digits and signs in one line"):
+            serve(ServeOptions(str(exported_run), api_key_file=file))
     file.write_text(" ")
     with pytest.raises(OptionError, match="is empty; expected the key"):
         serve(ServeOptions(str(exported_run), api_key_file=file))

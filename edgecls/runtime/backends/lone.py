@@ -26,7 +26,7 @@ class LoneOrMany(Backend):
             many: with a lane for each thread; lone: the same file on the same engine, with one lane for all threads.
             n_views: images that one picture is at the most.
         """
-        self._many, self._lone, self._n_views = many, lone, n_views
+        self.many, self.lone, self._n_views = many, lone, n_views
         self.manifest, self.name = many.manifest, many.name
         self.n_lanes, self.runs_in_caller = many.n_lanes, many.runs_in_caller
         self.wants_whole_batches = many.wants_whole_batches
@@ -35,7 +35,7 @@ class LoneOrMany(Backend):
 
     def infer(self, images: Pixels, times: StageTimes | None = None) -> NDArray[np.float32]:
         with self._lock:
-            backend = self._lone if len(images) <= self._n_views and not self._n_running else self._many
+            backend = self.lone if len(images) <= self._n_views and not self._n_running else self.many
             self._n_running += 1
         try:
             return backend.infer(images, times)
@@ -44,5 +44,10 @@ class LoneOrMany(Backend):
                 self._n_running -= 1
 
     def close(self) -> None:
-        self._many.close()
-        self._lone.close()
+        self.many.close()
+        self.lone.close()
+
+
+def lanes_of(backend: Backend) -> tuple[Backend, ...]:
+    """The backends that answer in the place of one: all that are to be proved."""
+    return (backend.many, backend.lone) if isinstance(backend, LoneOrMany) else (backend,)

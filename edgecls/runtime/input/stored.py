@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from edgecls.datasets import ClassNames
-from edgecls.errors import DatasetError, ImageError
+from edgecls.errors import DatasetError, ImageError, first_line
 from edgecls.images import MAX_FILE_BYTES, has_image_suffix
 from edgecls.prefetch import prefetch
 from edgecls.runtime.pipeline import Encoded, Picture, Source, Unreadable
@@ -21,14 +20,12 @@ from edgecls.storage import (
     FETCHED_AHEAD,
     N_FETCHING,
     LocalStore,
+    Silence,
     Store,
     StoredFile,
-    StoreSilentError,
     has_scheme,
     open_store,
 )
-
-_MOST_SILENT: Final = 2 * N_FETCHING  # files in a row that nobody answers for
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,17 @@ def _members(store: Store, file: StoredFile) -> Iterator[StoredInput]:
             if links:
                 for link, found in _followed(opened, links):
                     offset, size = (found.offset_data, found.size) if found else (0, 0)
-                    reason = "" if found else f"a link to {link.target}, which is no file in the tar file"
+                    reason = "" if found else f"a link to {_printable(link.target)}, which is no file in the tar file"
                     yield made(_named(file, link.name), offset=offset, size=size, reason=reason)
     except (OSError, tarfile.TarError) as error:
-        reason = f"the tar file cannot be read on: {(str(error).splitlines() or [''])[0]}"
+        reason = f"the tar file cannot be read on: {first_line(error)}"
         for name in (file.name, *(_named(file, link.name) for link in links)):
             yield made(name, offset=0, size=file.size, reason=reason)
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes that are no UTF-8 are spelt out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,10 @@ def sources_of(
     Args:
         is_checked: whether one that has changed since it was listed is an error.
     """
-    above = os.path.basename(store.root.partition("?")[0].rstrip("/"))
+    place = store.root.partition("?")[0] if has_scheme(store.root) else store.root
+    above = os.path.basename(place.rstrip("/"))
 
-    silence = _Silence(store)
+    silence = Silence(store)
 
     def source(each: StoredInput) -> Source:
         return Source(_picture(store, each, is_checked, silence), each.name, _truth(each.name, above, classes))
@@ -213,28 +216,7 @@ def _truth(name: str, above: str, classes: ClassNames) -> str | None:
     return None
 
 
-class _Silence:
-    """How many files in a row could not be asked for: a store that is gone is no property of its files."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._n, self._lock = store, 0, threading.Lock()
-
-    def note(self, error: ImageError | None) -> None:
-        """Count a file.
-
-        Raises:
-            DatasetError: so many in a row that nobody is there.
-        """
-        with self._lock:
-            self._n = self._n + 1 if isinstance(error, StoreSilentError) else 0
-            if error is not None and self._n >= _MOST_SILENT:
-                raise DatasetError(
-                    f"{self._store.root}: nobody answers, the last {self._n} files {error.reason}; run the same again "
-                    "when somebody does"
-                )
-
-
-def _picture(store: Store, each: StoredInput, is_checked: bool, silence: _Silence) -> Picture:
+def _picture(store: Store, each: StoredInput, is_checked: bool, silence: Silence) -> Picture:
     if each.reason:
         return Unreadable(each.name, each.reason)
     try:

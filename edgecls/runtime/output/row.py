@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO, cast, get_args
 
+from edgecls.errors import OptionError
 from edgecls.runtime.options import Format
 from edgecls.runtime.prediction import Prediction, Status
 
@@ -17,6 +18,16 @@ def columns(top_k: int, members: Sequence[str] = ()) -> list[str]:
     runners_up = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
     votes = ["agreement", "entropy", *members] if members else []
     return ["path", "status", "label", "probability", "reason", *runners_up, *votes]
+
+
+def expect_distinct(names: Sequence[str], members: Sequence[str]) -> None:
+    """Refuse columns of which two have one name.
+
+    Raises:
+        OptionError: a member is named like a column.
+    """
+    if len(set(names)) < len(names):
+        raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
 
 
 def row(prediction: Prediction, members: Sequence[str] = ()) -> dict[str, Any]:

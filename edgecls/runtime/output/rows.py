@@ -16,7 +16,7 @@ from edgecls.errors import OptionError, RunError
 from edgecls.runs import atomic_path, lock, write_json
 from edgecls.runtime.options import RowsOptions
 from edgecls.runtime.output.parquet import ParquetRows
-from edgecls.runtime.output.row import TextRows, columns, prediction_of
+from edgecls.runtime.output.row import TextRows, columns, expect_distinct, prediction_of
 from edgecls.runtime.prediction import Prediction
 
 
@@ -60,8 +60,7 @@ def open_rows(
         OptionError: the rows that are to be gone on with were made otherwise.
     """
     names = columns(top_k, members)
-    if len(set(names)) < len(names):
-        raise OptionError(f"a member is named like a column of the rows: {', '.join(members)}; rename its folder")
+    expect_distinct(names, members)
     if options.file is None:
         yield TextRows(_utf8(sys.stdout), options.kind, names, members)
         sys.stdout.flush()

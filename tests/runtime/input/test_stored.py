@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_links_before_the_damage_have_their_error(tmp_path: Path) -> None:
     path.write_bytes(whole[: 3 * 512] + b"x" * 512 + whole[4 * 512 :])
     names = {each.name: bool(each.reason) for each in inputs(path)}
     assert names == {"a.tar/1.jpg": False, "a.tar": True, "a.tar/2.jpg": True}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_that_is_named_like_a_tar_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    (each,) = inputs(tmp_path / "a.tar")
+    assert each.reason == "the tar file cannot be read on: it is no regular file"
+
+
+def test_a_link_whose_target_is_no_text_is_spelt_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", links={"1.jpg": "\udcff.jpg"})
+    (each,) = inputs(tmp_path / "a.tar")
+    assert each.reason == "a link to \\udcff.jpg, which is no file in the tar file"
 
 
 def test_archives_one_behind_the_other_are_read_to_the_end(tmp_path: Path) -> None:
