@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from edgecls import __version__
 from edgecls.drift import Drift
+from edgecls.errors import RunError
 from edgecls.runtime.output.row import row
 from edgecls.runtime.pipeline import Picture
 from edgecls.serve import inference_protocol as protocol
@@ -194,13 +195,14 @@ class Service:
 
         Raises:
             QueueFull, Expired, ClientDisconnect.
+            RunError: the model's answer to a picture is no number, which is no fault of the request.
         """
         timeout = self._options.limits.timeout
         asked = model.batcher.submit(pictures, timeout)
         left = asked.loop.create_task(_cancel_when_left(request, asked))
         timer = asked.loop.call_later(timeout, asked.take)
         try:
-            return await asked.answers
+            answers = await asked.answers
         except asyncio.CancelledError:
             if left.done():
                 raise ClientDisconnect from None
@@ -208,6 +210,10 @@ class Service:
         finally:
             left.cancel()
             timer.cancel()
+        for each in answers:
+            if each.prediction.status == "error" and each.probabilities is not None:
+                raise RunError(each.prediction.reason)
+        return answers
 
     async def _predict(self, request: Request) -> Response:
         asked = self._asked(request)

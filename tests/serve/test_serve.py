@@ -26,6 +26,7 @@ from edgecls.errors import OptionError, RunError
 from edgecls.golden import Golden
 from edgecls.images import decode
 from edgecls.runs import Run
+from edgecls.runtime.backends.own_process import OwnInEachProcess
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.pipeline import BatchWorker
 from edgecls.serve import bodies
@@ -110,6 +111,18 @@ def test_base64_may_be_what_browsers_make_of_it(
 def test_forms_without_a_whole_file_are_refused(client: Client, form: bytes) -> None:
     assert client("POST", "/predict", form, Content_Type="multipart/form-data; boundary=x")[0] == 400
     assert client("POST", "/predict", form, Content_Type="multipart/form-data")[0] == 400
+
+
+def test_an_answer_that_is_no_number_is_the_servers_fault(
+    client: Client, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = files[0].read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnInEachProcess, "infer", lambda self, images, times=None: np.full((len(images), 2), np.nan))
+        assert client("POST", "/predict", data)[0] == 500
+        asked = json.dumps(given("BYTES", [1], [base64.b64encode(data).decode()])).encode()
+        assert client("POST", "/v2/models/model/infer", asked)[0] == 500
+    assert client("POST", "/predict", data)[0] == 200
 
 
 def test_many_parts_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
