@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgecls.datasets import Dataset, read_split
@@ -95,7 +95,12 @@ def _train_in(
     folder: Path, options: TrainOptions, dataset: Dataset, listener: Listener, started: float
 ) -> TrainResult | FoldsResult:
     options = repeatable(options)
-    with _alone_in(folder) if rank() == 0 else nullcontext():
+    if rank() != 0:
+        return _train_alone(folder, options, dataset, listener, started)
+    remove_leftovers(folder)
+    if not (folder / RECIPE).is_file():  # before all else, since without it nothing can be resumed
+        write_recipe(folder, options)
+    with _alone_in(folder):
         return _train_alone(folder, options, dataset, listener, started)
 
 
@@ -118,11 +123,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _train_alone(
     folder: Path, options: TrainOptions, dataset: Dataset, listener: Listener, started: float
 ) -> TrainResult | FoldsResult:
-    is_leader = rank() == 0
-    if is_leader:
-        remove_leftovers(folder)
-        if not (folder / RECIPE).is_file():
-            write_recipe(folder, options)
     minutes = options.recipe.minutes
     deadline = None if minutes is None else started + 60 * minutes
     result: TrainResult | FoldsResult
@@ -138,7 +138,7 @@ def _train_alone(
         decoded = _decoded(options, start, listener)
         result = train_single(options, start, decoded, folder, listener, deadline=deadline)
     leave_the_others()
-    if is_leader:
+    if rank() == 0:
         point_latest_at(folder)
         if isinstance(result, FoldsResult) or not result.is_interrupted:
             _finish(folder)

@@ -334,7 +334,7 @@ def test_ctrl_c_ends_the_wait_for_a_store(silent: str, tmp_path: Path) -> None:
         time.sleep(4)
         assert waiting.poll() is None
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(8) == 130
+        assert waiting.wait(30) == 130  # what was asked is given up first, after ten seconds
 
 
 def test_a_store_that_is_gone_ends_the_shard_and_leaves_no_part(

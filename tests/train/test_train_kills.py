@@ -138,7 +138,7 @@ QUICK = {"model": "linear", "image_size": 8, "epochs": 2, "batch_size": 8, "augm
 
 KINDS = [
     pytest.param({}, 1, 15, id="one model"),
-    pytest.param({"folds": 2}, 13, 3, id="folds"),
+    pytest.param({"folds": 2}, 12, 3, id="folds"),
     pytest.param({"extend": "base", "model": None, "image_size": None}, 9, 2, id="more classes"),
     pytest.param({"features": "base", "classifier": "logistic"}, 5, 2, id="scikit-learn"),
 ]
