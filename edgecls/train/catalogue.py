@@ -9,7 +9,7 @@ _TORCHVISION: Final = "torchvision, the weights' own metadata"
 _TIMM: Final = "timm, results/results-imagenet.csv"
 _TENSORFLOW: Final = "TensorFlow TPU models, EfficientNet-Lite"
 _IMAGENET: Final = "200 ImageNet photos"
-_CIFAR_64: Final = "10,000 CIFAR-10 images at 64 px"
+_CIFAR_64: Final = "5,000 CIFAR-10 images at 64 px"
 _CIFAR_48: Final = "2,000 CIFAR-10 images"
 
 
@@ -43,9 +43,9 @@ CATALOGUE: Final = (
     CataloguedNetwork("efficientnet_lite1", 5.42, 600, 240, 76.7, _TENSORFLOW, 0.0, _IMAGENET),
     CataloguedNetwork("efficientnet_lite2", 6.09, 860, 260, 77.6, _TENSORFLOW, 0.5, _IMAGENET),
     CataloguedNetwork("mobilenet_v2", 3.50, 301, 224, 72.15, _TORCHVISION, 0.55, _CIFAR_48),
-    CataloguedNetwork("mobilenet_v3_small", 2.54, 57, 224, 67.67, _TORCHVISION, 0.04, _CIFAR_64),
+    CataloguedNetwork("mobilenet_v3_small", 2.54, 57, 224, 67.67, _TORCHVISION, 0.36, _CIFAR_64),
     CataloguedNetwork("mobilenet_v3_large", 5.48, 217, 224, 75.27, _TORCHVISION, -0.2, _CIFAR_48),
-    CataloguedNetwork("timm/mobilenetv4_conv_small", 3.77, 186, 224, 73.76, _TIMM, 0.03, _CIFAR_64),
+    CataloguedNetwork("timm/mobilenetv4_conv_small", 3.77, 186, 224, 73.76, _TIMM, 0.46, _CIFAR_64),
     CataloguedNetwork("timm/mobilenetv4_conv_medium", 9.72, 828, 224, 79.09, _TIMM),
     CataloguedNetwork("efficientnet_b0", 5.29, 386, 224, 77.69, _TORCHVISION, 0.35, _CIFAR_48),
     CataloguedNetwork("timm/hgnetv2_b0", 6.00, 322, 224, 77.36, _TIMM),
