@@ -48,6 +48,20 @@ class LoneOrMany(Backend):
         self.lone.close()
 
 
+class _OneByOne(Backend):
+    """Gives a backend one image at a time: its memory grows with the largest batch that it has seen."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.manifest, self.name, self.n_lanes = backend.manifest, backend.name, backend.n_lanes
+
+    def infer(self, images: Pixels, times: StageTimes | None = None) -> NDArray[np.float32]:
+        return np.concatenate([self._backend.infer(images[n : n + 1], times) for n in range(len(images))])
+
+    def close(self) -> None:
+        self._backend.close()
+
+
 def lanes_of(backend: Backend) -> tuple[Backend, ...]:
-    """The backends that answer in the place of one: all that are to be proved."""
-    return (backend.many, backend.lone) if isinstance(backend, LoneOrMany) else (backend,)
+    """The backends that answer in the place of one, as they are asked: all of them are to be proved."""
+    return (backend.many, _OneByOne(backend.lone)) if isinstance(backend, LoneOrMany) else (backend,)

@@ -10,7 +10,7 @@ import pytest
 
 from edgecls.errors import RunError
 from edgecls.images import Pixels
-from edgecls.runtime.backends.lone import LoneOrMany
+from edgecls.runtime.backends.lone import LoneOrMany, lanes_of
 from edgecls.runtime.backends.protocol import Backend
 from edgecls.runtime.classifier import Classifier
 from edgecls.runtime.options import ClassifierOptions
@@ -102,6 +102,13 @@ def test_one_thread_needs_no_second_lane(tmp_path: Path) -> None:
     model = write_linear_model(tmp_path / "model.onnx", LABELS)
     with Classifier.of([model], ClassifierOptions(device="cpu", n_threads=1, has_lone_lane=True)) as classifier:
         assert not isinstance(classifier.members[0].backend, LoneOrMany)
+
+
+def test_the_lone_lane_is_proved_with_one_image_at_a_time(both: tuple[Noting, Noting, LoneOrMany]) -> None:
+    many, lone, model = both
+    assert [len(lane.infer(images(3))) for lane in lanes_of(model)] == [3, 3]
+    assert (many.given, lone.given) == ([3], [1, 1, 1])  # a batch would leave its memory behind
+    assert lanes_of(many) == (many,)
 
 
 def test_both_are_closed(both: tuple[Noting, Noting, LoneOrMany]) -> None:
