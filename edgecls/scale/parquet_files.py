@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgecls.errors import MissingExtra, RunError, first_line
 
 
+@cache
 def arrow() -> Any:
     """pyarrow.
 
@@ -50,9 +52,11 @@ def reader(path: Path, cure: str) -> Iterator[Any]:
 
     Raises:
         RunError: it cannot be opened, or is damaged: Arrow raises whatever its reader stumbles over.
+        MissingExtra: pyarrow is not installed.
     """
+    opened = parquet().ParquetFile
     try:
-        with parquet().ParquetFile(path, page_checksum_verification=True) as file:
+        with opened(path, page_checksum_verification=True) as file:
             yield file
     except PermissionError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error

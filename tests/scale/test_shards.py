@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 import edgecls
-from edgecls.errors import DatasetError, EdgeclsError, OptionError, RunError
+from edgecls.errors import DatasetError, EdgeclsError, MissingExtra, OptionError, RunError
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
 from edgecls.runtime.predict import predict
+from edgecls.scale import parquet_files
 from edgecls.scale.merge import MergeResult, merge
 from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.scale.parts import in_ranges, part_of
@@ -461,3 +462,14 @@ def test_a_summary_that_cannot_be_written_holds_nothing_up(
     result = merged(tmp_path / "plan", tmp_path / "merged.csv")
     assert (result.again, result.images) == ((), 25)
     assert "Read-only file system" in result.note
+
+
+def test_without_pyarrow_a_plan_is_not_called_damaged(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(source, tmp_path / "plan", 2)
+    parquet_files.arrow.cache_clear()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"edgecls\[cloud\]"):
+        predict_shards(options(tmp_path / "plan", model))
+    parquet_files.arrow.cache_clear()
