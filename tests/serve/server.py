@@ -26,10 +26,15 @@ from edgecls.serve.options import ServeOptions
 
 
 class Client:
-    """Requests to one server; `logged` are the lines of its log."""
+    """Requests to one server.
 
-    def __init__(self, port: int, logged: list[str]) -> None:
-        self.port, self.logged = port, logged
+    Attributes:
+        logged: the lines of its log, of one in this process.
+        n_workers: of all models of one in this process; how many they are depends on the engine that is fastest here.
+    """
+
+    def __init__(self, port: int, logged: list[str], n_workers: int = 0) -> None:
+        self.port, self.logged, self.n_workers = port, logged, n_workers
 
     def __call__(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -62,7 +67,8 @@ def served(model: Path, **options: Any) -> Iterator[Client]:
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield Client(listening.getsockname()[1], logged)
+            n_workers = sum(each.loaded.classifier.n_workers for each in models.values())
+            yield Client(listening.getsockname()[1], logged, n_workers)
         finally:
             server.should_exit = True
             thread.join(30)

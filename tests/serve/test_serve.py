@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import random
 import shutil
 import signal
@@ -403,7 +402,7 @@ def test_a_full_queue_says_so_at_once(exported_run: Path, files: list[Path], mon
     data = files[0].read_bytes()
     with served(exported_run, limits=LimitOptions(queue=2)) as client:
         gate = Gate(monkeypatch)
-        n_workers = os.cpu_count() or 1
+        n_workers = client.n_workers
         busy = []
         for number in range(n_workers):
             busy.append(in_background(lambda: client("POST", "/predict", data)))
@@ -424,7 +423,7 @@ def test_what_waits_too_long_is_answered_504_and_not_worked_for(
     data = files[0].read_bytes()
     with served(exported_run, limits=LimitOptions(timeout=0.5)) as client:
         gate = Gate(monkeypatch)
-        n_workers = os.cpu_count() or 1
+        n_workers = client.n_workers
         for number in range(n_workers):
             in_background(lambda: client("POST", "/predict", data))
             until(lambda: gate.n_begun == number + 1)  # noqa: B023
