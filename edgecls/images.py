@@ -11,7 +11,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -54,6 +54,7 @@ MAX_FILE_BYTES: Final = 512 << 20
 _TO_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _LARGE_BYTES: Final = 128 << 20  # pictures that need more are decoded one at a time
 _LARGE_TURN: Final = threading.Lock()
+_AT_ONCE: Final = nullcontext()
 _BAND_PIXELS: Final = 1 << 18
 MAX_RESIZED_PIXELS: Final = 1 << 24  # a 1 x 10,000 strip would be 256 x 2,560,000 after the resize
 
@@ -277,16 +278,15 @@ def _by_opencv(data: bytes, header: ImageHeader, targets: Sequence[Preprocessing
         return cast(Pixels, cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
 
 
-@contextmanager
-def _memory_for(needed: int, width: int, height: int) -> Iterator[None]:
-    """Refuse what needs too much, and let large pictures take turns, so that workers do not need it all at once."""
+def _memory_for(needed: int, width: int, height: int) -> AbstractContextManager[object]:
+    """Refuse what needs too much; decode inside, where large pictures take turns so that workers do not need it all at
+    once."""
     if needed > MAX_BYTES:
         most = MAX_BYTES >> 20
         raise ImageError(
             f"too large: decoding {width} x {height} pixels needs {needed >> 20:,} MB, expected {most} at most"
         )
-    with _LARGE_TURN if needed > _LARGE_BYTES else nullcontext():
-        yield
+    return _LARGE_TURN if needed > _LARGE_BYTES else _AT_ONCE
 
 
 def _with_alpha(grey: NDArray[Any], transparent: int, depth: int) -> NDArray[Any]:

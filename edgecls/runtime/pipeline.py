@@ -29,11 +29,11 @@ from edgecls.manifest import Preprocessing
 from edgecls.prefetch import batches, prefetch
 from edgecls.runtime.backends.protocol import Backend
 from edgecls.runtime.options import TtaOptions
-from edgecls.runtime.stages import StageTimes
+from edgecls.runtime.stages import LOADING, Stage, StageTimes
 from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
-_GRID: Final = 32
+_GRID: Final = 16
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
 
@@ -77,6 +77,7 @@ class Unreadable:
     reason: str
 
 
+Seconds = dict[Stage, list[float]]  # of single pictures, by stage
 Picture = str | Path | Frame | Encoded | Unreadable
 
 
@@ -228,42 +229,44 @@ class BatchWorker:
         """
         reasons: list[str] = []
         sides: list[float] = []
+        seconds: Seconds = {stage: [] for stage in LOADING}
         for source in sources:
             try:
-                height, width = self._load(source.picture, [buffer[len(sides)] for buffer in buffers])
+                height, width = self._load(source.picture, [buffer[len(sides)] for buffer in buffers], seconds)
                 reasons.append("")
                 sides.append(math.sqrt(height * width))
             except ImageError as error:
                 reasons.append(error.reason)
             except MemoryError:
                 reasons.append("answering it needs more memory than this process can get")
+        self._times.add_each(seconds)
         return reasons, sides
 
-    def _load(self, picture: Picture, into: Sequence[Pixels]) -> tuple[int, int]:
+    def _load(self, picture: Picture, into: Sequence[Pixels], seconds: Seconds) -> tuple[int, int]:
         """One picture as every kind of member sees it, into (n_views, h, w, 3) each; height and width of its file."""
         if isinstance(picture, Unreadable):
             raise ImageError(picture.reason)
-        decoded = self._framed(picture) if isinstance(picture, Frame) else self._decoded(picture)
+        decoded = self._framed(picture) if isinstance(picture, Frame) else self._decoded(picture, seconds)
         started = time.perf_counter()
         for (own, views), rows in zip(self._kinds, into, strict=True):
             image = decoded[own.background].pixels
             for view, row in zip(views, rows, strict=True):
                 row[:] = view.pixels(image, own)
-        self._times.add("preprocess", time.perf_counter() - started)
+        seconds["preprocess"].append(time.perf_counter() - started)
         return decoded[self._kinds[0][0].background].stored_hw
 
     def _framed(self, frame: Frame) -> dict[tuple[int, int, int], Decoded]:
         height, width = frame.pixels.shape[:2]
         return dict.fromkeys(self._targets, Decoded(frame.pixels, (height, width)))
 
-    def _decoded(self, picture: str | Path | Encoded) -> dict[tuple[int, int, int], Decoded]:
+    def _decoded(self, picture: str | Path | Encoded, seconds: Seconds) -> dict[tuple[int, int, int], Decoded]:
         """A file's picture by background: transparent pixels become that, so a member with another needs another."""
         started = time.perf_counter()
         data = picture.data if isinstance(picture, Encoded) else images.read(picture)
         read = time.perf_counter()
-        self._times.add("read", read - started)
+        seconds["read"].append(read - started)
         decoded = {background: images.decode_file(data, *targets) for background, targets in self._targets.items()}
-        self._times.add("decode", time.perf_counter() - read)
+        seconds["decode"].append(time.perf_counter() - read)
         return decoded
 
     def _infer(self, member: Member, buffer: Pixels, n: int, times: StageTimes) -> MemberAnswers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -38,6 +39,11 @@ class StageTimes:
     def add(self, stage: Stage, seconds: float, n_images: int = 1) -> None:
         """Record a stage's time for a batch; each of its images counts with an equal part."""
         self._ms[stage].extend([seconds * 1000 / n_images] * n_images)
+
+    def add_each(self, seconds: Mapping[Stage, Sequence[float]]) -> None:
+        """Record the times of single images, by stage."""
+        for stage, each in seconds.items():
+            self._ms[stage].extend([1000 * one for one in each])
 
     def add_all(self, times: StageTimes, n_images: int) -> None:
         """Record all that another one holds as the time of one batch."""
