@@ -31,7 +31,7 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
     loading: list[int] = []
     counted, lock = [0], threading.Lock()
 
-    def load(worker: object, picture: Picture, into: Sequence[Pixels]) -> tuple[int, int]:
+    def load(worker: object, picture: Picture, into: Sequence[Pixels], seconds: object) -> tuple[int, int]:
         with lock:
             counted[0] += 1
             loading.append(counted[0])
@@ -51,6 +51,49 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
         answered = list(classifier.answers([Source.of(frame)] * 24))
     assert sum(len(each.sources) for each in answered) == 24
     assert max(loading) == most_at_once
+
+
+def dealt(monkeypatch: pytest.MonkeyPatch, exported_run: Path, n: int, are_small: bool) -> list[int]:
+    """How many pictures each batch of `n` has, where an inference takes two."""
+    seconds = 10.0 if are_small else 0.0
+    monkeypatch.setattr(pipeline, "_SMALL_CPU_SECONDS", seconds)
+    monkeypatch.setattr(pipeline, "_SMALL_SECONDS", seconds)
+    source = Source.of(Frame("grey", np.full((8, 8, 3), 128, np.uint8)))
+    with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
+        # a batch behind the other: what the first ones cost is known before the next ones are dealt
+        monkeypatch.setattr(classifier, "n_workers", 1)
+        batches = [answered.sources for answered in classifier.answers([source] * n, n_sources=n)]
+    assert sum(map(len, batches)) == n
+    return list(map(len, batches))
+
+
+def test_small_pictures_are_loaded_for_several_inferences_and_fewer_towards_the_end(
+    exported_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = dealt(monkeypatch, exported_run, 200, are_small=True)
+    most = 2 * pipeline._INFERENCES_A_BATCH
+    assert max(sizes) == most
+    assert sizes[0] == sizes[-1] == 2
+    assert all(size % 2 == 0 for size in sizes)
+    shrinking = sizes[len(sizes) - sizes[::-1].index(most) :]
+    assert shrinking == sorted(shrinking, reverse=True)
+    assert len(shrinking) > 3
+
+
+def test_large_pictures_are_answered_an_inference_at_a_time(
+    exported_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(dealt(monkeypatch, exported_run, 40, are_small=False)) == {2}
+
+
+def test_answers_do_not_depend_on_how_pictures_are_dealt(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    frames = [Frame(str(number), rng.integers(0, 256, (8, 8, 3), np.uint8)) for number in range(101)]
+    with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
+        dealt = list(classifier.predict(frames, top_k=2))
+        monkeypatch.setattr(pipeline, "_INFERENCES_A_BATCH", 1)
+        assert list(classifier.predict(frames, top_k=2)) == dealt
+    assert [prediction.path for prediction in dealt] == [frame.name for frame in frames]
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ def interrupted(model: Path, folder: Path, after: int, **changes: Any) -> None:
 
     def count(n: int) -> None:
         nonlocal done
-        done += 1
-        if done == after:
+        done += n
+        if done >= after:
             raise KeyboardInterrupt
 
     rows = RowsOptions(Path("rows.csv"), resume=changes.pop("resume", False))
