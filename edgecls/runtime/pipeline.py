@@ -36,7 +36,7 @@ from edgecls.runtime.votes import Floats
 
 _GRID: Final = 16
 _INFERENCES_A_BATCH: Final = 8  # of small pictures
-_SHARES: Final = 2  # batches that each worker still gets, at the least, until they become smaller
+_SHARES: Final = 2  # batches that each worker still gets, at the least, before they become smaller
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
 
@@ -177,12 +177,9 @@ def answers(
     size = 1 if is_live else max(1, batch_size // n_views)
     if n_sources is not None:
         size = max(1, min(size, -(-n_sources // n_workers)))
-    if n_sources is None or any(member.backend.wants_whole_batches for member in members):
-        worker = BatchWorker(members, size, times)
-        dealt = batches(sources, size)
-    else:
-        worker = BatchWorker(members, size, times, _INFERENCES_A_BATCH)
-        dealt = worker.deal(sources, n_sources, n_workers)
+    is_dealt = n_sources is not None and not any(member.backend.wants_whole_batches for member in members)
+    worker = BatchWorker(members, size, times, _INFERENCES_A_BATCH if is_dealt else 1)
+    dealt = worker.deal(sources, n_sources, n_workers) if n_sources is not None else batches(sources, size)
     ahead = 1 if is_live else 2 * n_workers
     return prefetch(worker.answer, dealt, n_threads=n_workers, ahead=ahead)
 
@@ -222,18 +219,17 @@ class BatchWorker:
 
         Small pictures come in larger batches. A worker that turns from inference to loading finds its core's caches
         full of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64.
-        Towards the end batches become smaller and smaller, so that no worker waits long for the last one.
+        Towards the end batches become smaller again, so that no worker waits long for the last one.
         """
         remaining, n_left = iter(sources), n_sources
-        while batch := list(islice(remaining, self._n_dealt(-(-n_left // (_SHARES * n_workers))))):
+        while batch := list(islice(remaining, self.size * self._n_inferences(n_left, n_workers))):
             n_left -= len(batch)
             yield batch
 
-    def _n_dealt(self, share: int) -> int:
-        """Pictures of the next batch, where `share` would be fair."""
-        if share < self.size:
-            return max(1, share)
-        return self.size * min(share // self.size, self._most_inferences if self._turns.are_known_small else 1)
+    def _n_inferences(self, n_left: int, n_workers: int) -> int:
+        if not self._turns.are_known_small:
+            return 1
+        return max(1, min(self._most_inferences, n_left // (_SHARES * n_workers * self.size)))
 
     def answer(self, sources: Sequence[Source]) -> Answered:
         """Every source read, decoded and answered: as many as one batch may have, at most."""
