@@ -177,9 +177,12 @@ def answers(
     size = 1 if is_live else max(1, batch_size // n_views)
     if n_sources is not None:
         size = max(1, min(size, -(-n_sources // n_workers)))
-    is_dealt = n_sources is not None and not any(member.backend.wants_whole_batches for member in members)
-    worker = BatchWorker(members, size, times, _INFERENCES_A_BATCH if is_dealt else 1)
-    dealt = worker.deal(sources, n_sources, n_workers) if n_sources is not None else batches(sources, size)
+    if n_sources is None or any(member.backend.wants_whole_batches for member in members):
+        worker = BatchWorker(members, size, times)
+        dealt = batches(sources, size)
+    else:
+        worker = BatchWorker(members, size, times, _INFERENCES_A_BATCH)
+        dealt = worker.deal(sources, n_sources, n_workers)
     ahead = 1 if is_live else 2 * n_workers
     return prefetch(worker.answer, dealt, n_threads=n_workers, ahead=ahead)
 
@@ -219,7 +222,8 @@ class BatchWorker:
 
         Small pictures come in larger batches. A worker that turns from inference to loading finds its core's caches
         full of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64.
-        Towards the end batches become smaller again, so that no worker waits long for the last one.
+        Towards the end batches become smaller again, so that no worker waits long for the last one; but not smaller than
+        one inference, since engines plan anew for every size.
         """
         remaining, n_left = iter(sources), n_sources
         while batch := list(islice(remaining, self.size * self._n_inferences(n_left, n_workers))):
