@@ -35,7 +35,8 @@ from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
 _GRID: Final = 16
-_INFERENCES_A_BATCH: Final = 8  # of small pictures
+_INFERENCES_A_BATCH: Final = 8  # of small pictures, where they have no more pixels than
+_BATCH_PIXELS: Final = 3_300_000  # 10 MB for each worker
 _SHARES: Final = 2  # batches that each worker still gets, at the least, before they become smaller
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
@@ -117,6 +118,11 @@ class Member:
     def of(cls, backend: Backend, tta: TtaOptions, file: Path | None = None) -> Member:
         return cls(backend, tta, views_of(tta, backend.manifest.preprocessing), file)
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of its input in pixels."""
+        return self.backend.manifest.preprocessing.size_hw
+
 
 @dataclass(frozen=True)
 class MemberAnswers:
@@ -181,7 +187,8 @@ def answers(
         worker = BatchWorker(members, size, times)
         dealt = batches(sources, size)
     else:
-        worker = BatchWorker(members, size, times, _INFERENCES_A_BATCH)
+        pixels = max(size * len(member.views) * math.prod(member.size_hw) for member in members)
+        worker = BatchWorker(members, size, times, max(1, min(_INFERENCES_A_BATCH, _BATCH_PIXELS // pixels)))
         dealt = worker.deal(sources, n_sources, n_workers)
     ahead = 1 if is_live else 2 * n_workers
     return prefetch(worker.answer, dealt, n_threads=n_workers, ahead=ahead)
@@ -222,8 +229,8 @@ class BatchWorker:
 
         Small pictures come in larger batches. A worker that turns from inference to loading finds its core's caches
         full of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64.
-        Towards the end batches become smaller again, so that no worker waits long for the last one; but not smaller than
-        one inference, since engines plan anew for every size.
+        Towards the end batches become smaller again, so that no worker waits long for the last one, but not smaller
+        than one inference: OpenVINO plans anew for every size.
         """
         remaining, n_left = iter(sources), n_sources
         while batch := list(islice(remaining, self.size * self._n_inferences(n_left, n_workers))):

@@ -80,6 +80,11 @@ def test_small_pictures_are_loaded_for_several_inferences_and_fewer_towards_the_
     assert len(shrinking) > 3
 
 
+def test_many_pixels_an_inference_are_not_multiplied(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_BATCH_PIXELS", 1)
+    assert set(dealt(monkeypatch, exported_run, 40, are_small=True)) == {2}
+
+
 def test_large_pictures_are_answered_an_inference_at_a_time(
     exported_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
