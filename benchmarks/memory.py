@@ -55,9 +55,11 @@ def sample(folder: Path, model: str, device: str, few: int) -> None:
 
     def on_images(count: int) -> None:
         nonlocal n
-        n += count
-        if n in (few, found["inputs"]):
-            found["few" if n == few else "many"] = resident_mb()
+        n += count  # a batch at a time
+        if n >= few and "few" not in found:
+            found["few"] = resident_mb()
+        if n == found["inputs"]:
+            found["many"] = resident_mb()
 
     options = PredictOptions(
         (folder,),

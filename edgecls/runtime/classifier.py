@@ -147,7 +147,8 @@ class Classifier:
         """As `predict`, a batch at a time and with what every member and view said.
 
         Args:
-            n_sources: how many there are, where that is known: a few are dealt out to all cores.
+            n_sources: how many there are, where that is known: a few are dealt out to all cores, and many small ones in
+                larger batches.
         """
         return answers(
             self.members,

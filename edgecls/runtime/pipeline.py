@@ -35,8 +35,9 @@ from edgecls.runtime.views import View, combined, views_of
 from edgecls.runtime.votes import Floats
 
 _GRID: Final = 16
-_INFERENCES_A_BATCH: Final = 8  # of small pictures, where they have no more pixels than
-_BATCH_PIXELS: Final = 3_300_000  # 10 MB for each worker
+_INFERENCES_A_BATCH: Final = 8  # of small pictures, where they have no more than
+_BATCH_PIXELS: Final = 3_300_000  # (10 MB for each worker), and take no longer than
+_BATCH_SECONDS: Final = 0.2  # since Ctrl-C waits for it, and a kill loses it
 _SHARES: Final = 2  # batches that each worker still gets, at the least, before they become smaller
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
@@ -176,18 +177,19 @@ def answers(
     Args:
         sources: drawn lazily, so they may be a stream.
         batch_size: images an inference, views counted; one picture with all its views at the least.
-        n_sources: how many there are, where that is known: a few are dealt out to all workers.
+        n_sources: how many there are, where that is known: a few are dealt out to all workers, and many small ones in
+            larger batches.
         is_live: answer each picture before the next one is waited for, as a camera wants it.
     """
     n_views = max(len(member.views) for member in members)
     size = 1 if is_live else max(1, batch_size // n_views)
     if n_sources is not None:
         size = max(1, min(size, -(-n_sources // n_workers)))
-    if n_sources is None or any(member.backend.wants_whole_batches for member in members):
+    if is_live or n_sources is None or any(member.backend.wants_whole_batches for member in members):
         worker = BatchWorker(members, size, times)
         dealt = batches(sources, size)
     else:
-        pixels = max(size * len(member.views) * math.prod(member.size_hw) for member in members)
+        pixels = size * sum(len(member.views) * math.prod(member.size_hw) for member in members)
         worker = BatchWorker(members, size, times, max(1, min(_INFERENCES_A_BATCH, _BATCH_PIXELS // pixels)))
         dealt = worker.deal(sources, n_sources, n_workers)
     ahead = 1 if is_live else 2 * n_workers
@@ -214,6 +216,7 @@ class BatchWorker:
             self._targets.setdefault(own.background, []).append(_closest(own, views))
         self._of_thread = threading.local()
         self._turns = _LoadingTurns()
+        self._seconds = math.inf  # that a picture of the last batch took
 
     def _buffers(self) -> list[Pixels]:
         """For each kind (n, n_views, h, w, 3) uint8, made once a thread: fresh memory is dear, page by page."""
@@ -227,25 +230,33 @@ class BatchWorker:
     def deal(self, sources: Iterable[Source], n_sources: int, n_workers: int) -> Iterator[list[Source]]:
         """Batches for some workers: of one inference each while pictures are large, so that they are soon answered.
 
-        Small pictures come in larger batches. A worker that turns from inference to loading finds its core's caches
-        full of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64.
-        Towards the end batches become smaller again, so that no worker waits long for the last one, but not smaller
-        than one inference: OpenVINO plans anew for every size.
+        Small files come in larger batches. A worker that turns from inference to loading finds its core's caches full
+        of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64. What is in
+        memory already does not, since nobody knows how much that is. Towards the end batches become smaller again, so
+        that no worker waits long for the last one, but not smaller than one inference: OpenVINO plans anew for every
+        size.
         """
         remaining, n_left = iter(sources), n_sources
-        while batch := list(islice(remaining, self.size * self._n_inferences(n_left, n_workers))):
+        while batch := list(islice(remaining, self.size)):
+            n_more = self.size * (self._n_inferences(n_left, n_workers) - 1)
+            while n_more and _is_file(batch[-1]) and (more := next(remaining, None)):
+                batch.append(more)
+                n_more -= 1
             n_left -= len(batch)
             yield batch
 
     def _n_inferences(self, n_left: int, n_workers: int) -> int:
         if not self._turns.are_known_small:
             return 1
-        return max(1, min(self._most_inferences, n_left // (_SHARES * n_workers * self.size)))
+        fair = n_left // (_SHARES * n_workers * self.size)
+        soon = int(_BATCH_SECONDS / (self.size * self._seconds))
+        return max(1, min(self._most_inferences, fair, soon))
 
     def answer(self, sources: Sequence[Source]) -> Answered:
         """Every source read, decoded and answered: as many as one batch may have, at most."""
         buffers = self._buffers()
         with self._turns.for_pictures(len(sources)):
+            started = time.perf_counter()
             reasons, sides = self._load_all(sources, buffers)
         n = len(sides)
         times = StageTimes()  # of all members, and of all views: an image is one image, however often it is looked at
@@ -255,6 +266,7 @@ class BatchWorker:
         ]
         if n:
             self._times.add_all(times, n)
+        self._seconds = (time.perf_counter() - started) / max(len(sources), 1)
         return Answered(sources, tuple(reasons), tuple(members), _brightness(buffers[0][:n, 0]), np.array(sides, float))
 
     def _load_all(self, sources: Sequence[Source], buffers: Sequence[Pixels]) -> tuple[list[str], list[float]]:
@@ -353,6 +365,10 @@ class _LoadingTurns:
             cpu, seconds = time.thread_time() - cpu, time.perf_counter() - started
             self._are_small = cpu < n * _SMALL_CPU_SECONDS and seconds < n * _SMALL_SECONDS
             self.are_known_small = self._are_small
+
+
+def _is_file(source: Source) -> bool:
+    return isinstance(source.picture, str | Path)
 
 
 def _brightness(pixels: Pixels) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from edgecls.runtime.prediction import Prediction
 from edgecls.runtime.stages import Stage, StageSummary, StageTimes, peak_memory_mb
 from edgecls.runtime.tally import EnsembleReport, EnsembleTally, TtaReport, ViewTally
 
-_FLUSHED: Final = 16  # rows after which, at the end of a batch, what was written is safe from a kill
+_FLUSHED: Final = 16  # rows after which what was written is safe from a kill
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Prediction:
             for prediction in rows.kept():
                 self._keep(next(remaining, None), prediction, outputs)
                 self.progress.on_images(1)
-            started, flushed = time.perf_counter(), self.images
+            started = time.perf_counter()
             try:
                 for batch in self._answered(remaining):
                     for source, prediction in batch:
@@ -139,10 +139,9 @@ class _Prediction:
                             raise ImageError(reason, source.name)
                         rows.write(prediction)
                         self._count(source, prediction, outputs)
+                        if self.images % _FLUSHED == 0:
+                            rows.flush()
                     self.progress.on_images(len(batch))
-                    if self.images >= flushed + _FLUSHED:
-                        rows.flush()
-                        flushed = self.images
             except KeyboardInterrupt:
                 if not self.sources.is_live:  # a camera has no other end
                     raise

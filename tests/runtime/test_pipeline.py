@@ -13,7 +13,8 @@ import pytest
 from edgecls.images import Pixels
 from edgecls.runtime import pipeline
 from edgecls.runtime.classifier import Classifier, cpu_batch_size
-from edgecls.runtime.pipeline import Frame, Picture, Source
+from edgecls.runtime.pipeline import Encoded, Frame, Picture, Source
+from tests.conftest import write_image
 
 
 @pytest.mark.parametrize(
@@ -53,24 +54,37 @@ def test_small_pictures_are_loaded_one_worker_at_a_time_and_others_at_once(
     assert max(loading) == most_at_once
 
 
-def dealt(monkeypatch: pytest.MonkeyPatch, exported_run: Path, n: int, are_small: bool) -> list[int]:
-    """How many pictures each batch of `n` has, where an inference takes two."""
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    return write_image(tmp_path / "grey.png", np.full((8, 8, 3), 128, np.uint8))
+
+
+def dealt(
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    pictures: list[Picture],
+    *,
+    are_small: bool = True,
+    is_live: bool = False,
+) -> list[int]:
+    """How many pictures each batch of a worker has, where an inference takes two."""
     seconds = 10.0 if are_small else 0.0
     monkeypatch.setattr(pipeline, "_SMALL_CPU_SECONDS", seconds)
     monkeypatch.setattr(pipeline, "_SMALL_SECONDS", seconds)
-    source = Source.of(Frame("grey", np.full((8, 8, 3), 128, np.uint8)))
-    with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
+    sources = [Source.of(picture) for picture in pictures]
+    with Classifier.open(run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
         # a batch behind the other: what the first ones cost is known before the next ones are dealt
         monkeypatch.setattr(classifier, "n_workers", 1)
-        batches = [answered.sources for answered in classifier.answers([source] * n, n_sources=n)]
-    assert sum(map(len, batches)) == n
-    return list(map(len, batches))
+        answered = list(classifier.answers(sources, n_sources=len(sources), is_live=is_live))
+    assert [source for each in answered for source in each.sources] == sources
+    return [len(each.sources) for each in answered]
 
 
-def test_small_pictures_are_loaded_for_several_inferences_and_fewer_towards_the_end(
-    exported_run: Path, monkeypatch: pytest.MonkeyPatch
+def test_small_files_are_loaded_for_several_inferences_and_fewer_towards_the_end(
+    exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = dealt(monkeypatch, exported_run, 200, are_small=True)
+    monkeypatch.setattr(pipeline, "_BATCH_SECONDS", 100.0)  # a busy machine takes its time
+    sizes = dealt(monkeypatch, exported_run, [photo] * 200)
     most = 2 * pipeline._INFERENCES_A_BATCH
     assert max(sizes) == most
     assert sizes[0] == sizes[-1] == 2
@@ -80,25 +94,50 @@ def test_small_pictures_are_loaded_for_several_inferences_and_fewer_towards_the_
     assert len(shrinking) > 3
 
 
-def test_many_pixels_an_inference_are_not_multiplied(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_BATCH_PIXELS", 1)
-    assert set(dealt(monkeypatch, exported_run, 40, are_small=True)) == {2}
+@pytest.mark.parametrize("limit", ["_BATCH_PIXELS", "_BATCH_SECONDS"])
+def test_a_batch_takes_neither_much_memory_nor_much_time(
+    exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(pipeline, limit, 1e-9)
+    assert set(dealt(monkeypatch, exported_run, [photo] * 40)) == {2}
 
 
 def test_large_pictures_are_answered_an_inference_at_a_time(
-    exported_run: Path, monkeypatch: pytest.MonkeyPatch
+    exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert set(dealt(monkeypatch, exported_run, 40, are_small=False)) == {2}
+    assert set(dealt(monkeypatch, exported_run, [photo] * 40, are_small=False)) == {2}
 
 
-def test_answers_do_not_depend_on_how_pictures_are_dealt(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_memory_already_is_not_gathered(
+    exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_BATCH_SECONDS", 100.0)
+    frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))
+    assert set(dealt(monkeypatch, exported_run, [frame] * 40)) == {2}
+    file = Encoded("grey", photo.read_bytes())
+    sizes = dealt(monkeypatch, exported_run, [photo] * 50 + [file] * 50)
+    assert max(sizes[: sizes.index(max(sizes)) + 1]) > 2
+    assert set(sizes[-20:]) == {2}
+
+
+def test_a_camera_is_answered_picture_by_picture_even_where_their_number_is_known(
+    exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(dealt(monkeypatch, exported_run, [photo] * 40, is_live=True)) == {1}
+
+
+def test_answers_do_not_depend_on_how_pictures_are_dealt(
+    exported_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
-    frames = [Frame(str(number), rng.integers(0, 256, (8, 8, 3), np.uint8)) for number in range(101)]
+    noise = rng.integers(0, 256, (101, 8, 8, 3), np.uint8)
+    files = [write_image(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate(noise)]
+    monkeypatch.setattr(pipeline, "_BATCH_SECONDS", 100.0)
     with Classifier.open(exported_run, device="cpu", precision="fp32", n_threads=2, batch_size=2) as classifier:
-        dealt = list(classifier.predict(frames, top_k=2))
+        in_turns = list(classifier.predict(files, top_k=2))
         monkeypatch.setattr(pipeline, "_INFERENCES_A_BATCH", 1)
-        assert list(classifier.predict(frames, top_k=2)) == dealt
-    assert [prediction.path for prediction in dealt] == [frame.name for frame in frames]
+        assert list(classifier.predict(files, top_k=2)) == in_turns
+    assert [prediction.path for prediction in in_turns] == list(map(str, files))
 
 
 @pytest.mark.parametrize(
