@@ -61,7 +61,7 @@ class Classifier:
         self.manifest: Manifest = members[0].backend.manifest
         self.labels = self.manifest.labels
         on_cpu = all(member.backend.name.endswith("-cpu") for member in members)
-        sizes = [member.size_hw for member in members]
+        sizes = [member.backend.manifest.preprocessing.size_hw for member in members]
         self.batch_size = options.batch_size or (min(map(cpu_batch_size, sizes)) if on_cpu else GPU_BATCH_SIZE)
         self.n_threads = _backend_options(options).threads
         # a worker that waits for an inference elsewhere leaves its core to one more worker

@@ -120,9 +120,9 @@ class Member:
         return cls(backend, tta, views_of(tta, backend.manifest.preprocessing), file)
 
     @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width of its input in pixels."""
-        return self.backend.manifest.preprocessing.size_hw
+    def kind(self) -> tuple[Preprocessing, tuple[View, ...]]:
+        """What decides about its pixels."""
+        return self.backend.manifest.preprocessing, self.views
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def answers(
         worker = BatchWorker(members, size, times)
         dealt = batches(sources, size)
     else:
-        pixels = size * sum(len(member.views) * math.prod(member.size_hw) for member in members)
+        kinds = {member.kind for member in members}
+        pixels = size * sum(len(views) * math.prod(own.size_hw) for own, views in kinds)
         worker = BatchWorker(members, size, times, max(1, min(_INFERENCES_A_BATCH, _BATCH_PIXELS // pixels)))
         dealt = worker.deal(sources, n_sources, n_workers)
     ahead = 1 if is_live else 2 * n_workers
@@ -209,8 +210,8 @@ class BatchWorker:
         self._members, self.size, self._times = members, size, times
         self._most_inferences = most_inferences
         # members with the same pixels share them
-        self._kinds = list(dict.fromkeys((m.backend.manifest.preprocessing, m.views) for m in members))
-        self._kind_of = [self._kinds.index((m.backend.manifest.preprocessing, m.views)) for m in members]
+        self._kinds = list(dict.fromkeys(member.kind for member in members))
+        self._kind_of = [self._kinds.index(member.kind) for member in members]
         self._targets: dict[tuple[int, int, int], list[Preprocessing]] = {}
         for own, views in self._kinds:
             self._targets.setdefault(own.background, []).append(_closest(own, views))
