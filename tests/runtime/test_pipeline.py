@@ -116,8 +116,8 @@ def test_what_is_in_memory_already_is_not_gathered(
     assert set(dealt(monkeypatch, exported_run, [frame] * 40)) == {2}
     file = Encoded("grey", photo.read_bytes())
     sizes = dealt(monkeypatch, exported_run, [photo] * 50 + [file] * 50)
-    assert max(sizes[: sizes.index(max(sizes)) + 1]) > 2
-    assert set(sizes[-20:]) == {2}
+    assert max(sizes) > 2
+    assert max(sizes[-20:]) == 2
 
 
 def test_a_camera_is_answered_picture_by_picture_even_where_their_number_is_known(
