@@ -38,6 +38,7 @@ _GRID: Final = 16
 _INFERENCES_A_BATCH: Final = 8  # of small pictures, where they have no more than
 _BATCH_PIXELS: Final = 3_300_000  # (10 MB for each worker), and take no longer than
 _BATCH_SECONDS: Final = 0.2  # since Ctrl-C waits for it, and a kill loses it
+_BATCH_BYTES: Final = 4_000_000  # of files that are in memory already
 _SHARES: Final = 2  # batches that each worker still gets, at the least, before they become smaller
 _SMALL_CPU_SECONDS: Final = 150e-6  # to load a picture; from there on two threads at once are no slower than one
 _SMALL_SECONDS: Final = 400e-6  # by the clock, where a convoy takes 350; beyond it the disk is waited for
@@ -232,17 +233,19 @@ class BatchWorker:
         """Batches for some workers: of one inference each while pictures are large, so that they are soon answered.
 
         Small files come in larger batches. A worker that turns from inference to loading finds its core's caches full
-        of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64. What is in
-        memory already does not, since nobody knows how much that is. Towards the end batches become smaller again, so
-        that no worker waits long for the last one, but not smaller than one inference: OpenVINO plans anew for every
-        size.
+        of the network: 48 pictures of 32 pixels take 74 microseconds each behind an inference, 384 take 64. Frames do
+        not, nor what comes slowly. Towards the end batches become smaller again, so that no worker waits long for the
+        last one, but not smaller than one inference: OpenVINO plans anew for every size.
         """
         remaining, n_left = iter(sources), n_sources
         while batch := list(islice(remaining, self.size)):
             n_more = self.size * (self._n_inferences(n_left, n_workers) - 1)
-            while n_more and _is_file(batch[-1]) and (more := next(remaining, None)):
+            ends, n_bytes = time.perf_counter() + _BATCH_SECONDS, sum(map(_bytes_held, batch))
+            while n_more and n_bytes < _BATCH_BYTES and time.perf_counter() < ends:
+                if (more := next(remaining, None)) is None:
+                    break
                 batch.append(more)
-                n_more -= 1
+                n_more, n_bytes = n_more - 1, n_bytes + _bytes_held(more)
             n_left -= len(batch)
             yield batch
 
@@ -368,8 +371,11 @@ class _LoadingTurns:
             self.are_known_small = self._are_small
 
 
-def _is_file(source: Source) -> bool:
-    return isinstance(source.picture, str | Path)
+def _bytes_held(source: Source) -> float:
+    """Of a file that is in memory already; a frame holds more than any batch may."""
+    if isinstance(source.picture, Frame):
+        return math.inf
+    return len(source.picture.data) if isinstance(source.picture, Encoded) else 0
 
 
 def _brightness(pixels: Pixels) -> NDArray[np.float64]:

@@ -108,13 +108,15 @@ def test_large_pictures_are_answered_an_inference_at_a_time(
     assert set(dealt(monkeypatch, exported_run, [photo] * 40, are_small=False)) == {2}
 
 
-def test_what_is_in_memory_already_is_not_gathered(
+def test_frames_are_not_gathered_and_files_in_memory_up_to_a_bound(
     exported_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_BATCH_SECONDS", 100.0)
     frame = Frame("grey", np.full((8, 8, 3), 128, np.uint8))
     assert set(dealt(monkeypatch, exported_run, [frame] * 40)) == {2}
     file = Encoded("grey", photo.read_bytes())
+    assert max(dealt(monkeypatch, exported_run, [file] * 200)) == 2 * pipeline._INFERENCES_A_BATCH
+    monkeypatch.setattr(pipeline, "_BATCH_BYTES", len(file.data))
     sizes = dealt(monkeypatch, exported_run, [photo] * 50 + [file] * 50)
     assert max(sizes) > 2
     assert max(sizes[-20:]) == 2
