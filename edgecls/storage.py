@@ -39,7 +39,9 @@ _OF_S3: Final = frozenset({"region", "scheme", "endpoint_override"})  # said beh
 _OF_REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _OF_ENDPOINTS: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _FIRST_WAIT: Final = 0.1  # seconds before the second try; twice as long before each further one, give or take a half
+_GOOGLES_SECONDS: Final = 1  # in which its client tries again by itself, in each of our tries
 _CURE: Final = "check the address, and the credentials and region, which are taken from the environment"
+_CURE_HDFS: Final = "HDFS needs Java and Hadoop: set JAVA_HOME, HADOOP_HOME and CLASSPATH, and check the address"
 _OF_NOBODY: Final = ("NETWORK_CONNECTION", "curlCode")  # in what the client of S3 says where no answer came
 _GONE: Final = "it is no longer there"
 
@@ -134,7 +136,8 @@ def open_store(address: str) -> Store:
     except ImportError as error:
         raise MissingExtra(address, "cloud") from error
     except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{address}: cannot be opened: {first_line(error)}; {_CURE}") from error
+        cure = _CURE_HDFS if scheme == "hdfs" else _CURE
+        raise DatasetError(f"{address}: cannot be opened: {_reason(error)}; {cure}") from error
     return ArrowStore(address, filesystem, root)
 
 
@@ -163,7 +166,7 @@ def _patient(parts: SplitResult) -> str:
     """An address with a limit to the seconds in which Google's client tries again, which is a quarter of an hour."""
     query = parts.query
     if parts.scheme == "gs" and "retry_limit_seconds" not in query:
-        query = "&".join(filter(None, (query, f"retry_limit_seconds={_SILENT_SECONDS}")))
+        query = "&".join(filter(None, (query, f"retry_limit_seconds={_GOOGLES_SECONDS}")))
     return urlunsplit(parts._replace(query=query)).replace("#", "%23")
 
 
@@ -232,7 +235,7 @@ class ArrowStore:
             try:
                 found = _again(lambda: self._filesystem.get_file_info(fs.FileSelector(folder)))  # noqa: B023
             except (OSError, ValueError) as error:
-                raise DatasetError(f"{self.root}: cannot be listed: {first_line(error)}; {_CURE}") from error
+                raise DatasetError(f"{self.root}: cannot be listed: {_reason(error)}; {_CURE}") from error
             entries = [each for each in found if not each.base_name.startswith(".")]
             entries.sort(key=lambda each: natural_key(each.base_name))
             for each in entries:
@@ -332,7 +335,12 @@ def _readable(call: Callable[[], _T]) -> _T:
     except OSError as error:
         is_silent = any(word in str(error) for word in _OF_NOBODY)
         kind = StoreSilentError if is_silent else ImageError
-        raise kind(f"cannot be read, in {_TRIES} tries: {first_line(error)}") from error
+        raise kind(f"cannot be read, in {_TRIES} tries: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line: Google's client says all of it twice."""
+    return first_line(error).partition(" error_info=")[0]
 
 
 def _again(call: Callable[[], _T]) -> _T:

@@ -306,6 +306,30 @@ def test_addresses_that_are_wrong_are_told(address: str, words: str) -> None:
     assert "secret@" not in str(raised.value)
 
 
+def test_what_arrow_cannot_open_or_list_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_uri(address: str) -> tuple[Any, str]:
+        asked.append(address)
+        if address.startswith("hdfs"):
+            raise OSError("Unable to load libjvm")
+        return Refusing(), "bucket/photos"
+
+    class Refusing:
+        def get_file_info(self, selector: Any) -> list[Any]:
+            raise OSError("UNAVAILABLE: no access token error_info={the same once more}")
+
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    with pytest.raises(DatasetError, match="Unable to load libjvm; HDFS needs Java and Hadoop: set JAVA_HOME"):
+        open_store("hdfs://host/photos")
+    with pytest.raises(DatasetError, match="no access token; check the address, and the credentials"):
+        list(open_store("gs://bucket/photos").files())
+    assert asked[1] == "gs://bucket/photos?retry_limit_seconds=1"  # or nobody's answer is awaited for a minute
+    open_store("gs://bucket/photos?retry_limit_seconds=9")
+    assert asked[2].endswith("?retry_limit_seconds=9")
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of a store that takes connections and never answers."""
