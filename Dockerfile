@@ -10,7 +10,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY edgecls edgecls
-# One of the extras of pyproject.toml that bring an engine: cpu, openvino, gpu-cuda.
+# One of the extras of pyproject.toml that bring an engine: cpu, openvino, gpu-cuda. With others behind it: cpu,cloud reads object stores.
 ARG ENGINE=cpu
 RUN python3 -m venv /opt/edgecls \
     && /opt/edgecls/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \

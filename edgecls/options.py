@@ -101,7 +101,8 @@ class Options:
             if not told or value is None:
                 continue
             if isinstance(value, Path) and _ADDRESS.match(str(value)):
-                raise OptionError(f"{flag_name(_name(each))} {value}: an address; expected a path of this machine")
+                address = str(value).replace(":/", "://", 1)
+                raise OptionError(f"{flag_name(_name(each))} {address}: an address; expected a path of this machine")
             if rule := _choices(hints[each.name]) or told.rule:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 expect(rule.holds(value), _name(each), shown, rule.expected)

@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -37,12 +38,13 @@ _CONNECT_SECONDS: Final = 5
 _SILENT_SECONDS: Final = 10  # without a byte
 _OF_S3: Final = frozenset({"region", "scheme", "endpoint_override"})  # said behind an address
 _OF_REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
-_OF_ENDPOINTS: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+_OF_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _FIRST_WAIT: Final = 0.1  # seconds before the second try; twice as long before each further one, give or take a half
 _GOOGLES_SECONDS: Final = 1  # in which its client tries again by itself, in each of our tries
 _CURE: Final = "check the address, and the credentials and region, which are taken from the environment"
 _CURE_HDFS: Final = "HDFS needs Java and Hadoop: set JAVA_HOME, HADOOP_HOME and CLASSPATH, and check the address"
 _OF_NOBODY: Final = ("NETWORK_CONNECTION", "curlCode")  # in what the client of S3 says where no answer came
+_OF_REQUESTS: Final = re.compile(r" ?\(Request ID: [^)]*\)")
 _GONE: Final = "it is no longer there"
 
 
@@ -152,8 +154,12 @@ def _s3(fs: Any, parts: SplitResult) -> tuple[Any, str]:
         raise ValueError(f"unknown in the address: {some(unknown)}; expected {some(sorted(_OF_S3))}")
     if not parts.netloc:
         raise ValueError("no bucket in the address; expected s3://BUCKET/FOLDER")
-    asked = ("endpoint_override" in given, *(os.environ.get(name) for name in _OF_ENDPOINTS))
-    if "region" not in given and not any(asked):
+    endpoint = next(filter(None, map(os.environ.get, _OF_ENDPOINTS)), "")
+    if endpoint and "endpoint_override" not in given:  # Arrow reads the variable in `from_uri` alone
+        scheme, slashes, host = endpoint.rpartition("://")
+        given["endpoint_override"] = host.rstrip("/")
+        given.setdefault("scheme", scheme if slashes else "https")
+    if not given.keys() & {"region", "endpoint_override"}:
         given["region"] = next(filter(None, map(os.environ.get, _OF_REGIONS)), "") or fs.resolve_s3_region(parts.netloc)
     filesystem = fs.S3FileSystem(
         **given, connect_timeout=_CONNECT_SECONDS, request_timeout=_SILENT_SECONDS,
@@ -254,9 +260,15 @@ class ArrowStore:
             raise ImageError(_GONE)
         return self._stored(found)
 
-    def open(self, name: str) -> BinaryIO:
-        file = _again(lambda: self._filesystem.open_input_file(f"{self._below}/{name}"))
-        return cast(BinaryIO, io.BufferedReader(_Patient(file), _BUFFER))
+    def open(self, name: str, block: int = _BUFFER) -> BinaryIO:
+        """As of every store; `block` bytes are fetched at once.
+
+        Raises:
+            StoreReadError: it cannot be read, also of every read of the file.
+            FileNotFoundError: it is not there.
+        """
+        file = _asked(lambda: self._filesystem.open_input_file(f"{self._below}/{name}"))
+        return cast(BinaryIO, io.BufferedReader(_Patient(file), block))
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         def read() -> bytes:
@@ -269,8 +281,55 @@ class ArrowStore:
 
         return _readable(read)
 
+    def names(self) -> list[str]:
+        """What lies directly below the root; nothing where that is not there yet.
+
+        Raises:
+            StoreReadError: it cannot be listed.
+        """
+        fs: Any = importlib.import_module("pyarrow.fs")
+        selector = fs.FileSelector(self._below, allow_not_found=True)
+        return [each.base_name for each in _asked(lambda: self._filesystem.get_file_info(selector))]
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there.
+
+        Raises:
+            ImageError: it cannot be looked at.
+        """
+        try:
+            return bool(self.stat(name))
+        except ImageError as error:
+            if error.reason == _GONE:
+                return False
+            raise
+
+    def write(self, name: str, file: Path) -> None:
+        """Put a file of this machine there: it appears whole, and what was there before stays until then.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        fs: Any = importlib.import_module("pyarrow.fs")
+        place, size = f"{self._below}/{name}", file.stat().st_size
+
+        def put() -> None:
+            fs.copy_files(str(file), place, fs.LocalFileSystem(), self._filesystem)
+            (found,) = self._filesystem.get_file_info([place])
+            if found.size != size:
+                raise OSError(f"{found.size} of {size:,} bytes arrived")
+
+        try:
+            _again(put)
+        except OSError as error:
+            raise OSError(f"in {_TRIES} tries: {_reason(error)}") from error
+
     def _stored(self, found: Any) -> StoredFile:
         return StoredFile(found.path[len(self._below) + 1 :], found.size, found.mtime_ns or 0)
+
+
+class StoreReadError(OSError):
+    """A store did not give what was asked of it, which says nothing of the file's bytes."""
 
 
 class StoreSilentError(ImageError):
@@ -295,7 +354,7 @@ class _Patient(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(buffer), self._size - self._at))
-        data = bytes(_again(lambda: self._file.read_at(wanted, self._at))) if wanted else b""
+        data = bytes(_asked(lambda: self._file.read_at(wanted, self._at))) if wanted else b""
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -338,9 +397,18 @@ def _readable(call: Callable[[], _T]) -> _T:
         raise kind(f"cannot be read, in {_TRIES} tries: {_reason(error)}") from error
 
 
+def _asked(call: Callable[[], _T]) -> _T:
+    try:
+        return _again(call)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreReadError(f"in {_TRIES} tries: {_reason(error)}") from error
+
+
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line: Google's client says all of it twice."""
-    return first_line(error).partition(" error_info=")[0]
+    """What went wrong, in one line: Google's client says all of it twice, and Amazon's adds a number."""
+    return _OF_REQUESTS.sub("", first_line(error).partition(" error_info=")[0])
 
 
 def _again(call: Callable[[], _T]) -> _T:

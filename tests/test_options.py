@@ -48,7 +48,7 @@ OF_COMMANDS: list[Any] = [
     DoctorOptions(),
     ServeOptions(),
     PlanOptions("photos"),
-    MergeOptions(Path("plan")),
+    MergeOptions("plan"),
 ]
 IDS = [type(options).__name__ for options in OF_COMMANDS]
 

@@ -221,8 +221,10 @@ class ShardOptions(Options):
         address: of the cluster.
     """
 
-    plan: Path | None = option(
-        None, "The folder of edgecls plan, in place of a source. Each shard becomes a part in it.", shown="none"
+    plan: str | Path | None = option(
+        None,
+        "The folder of edgecls plan, or its address, in place of a source. Each shard becomes a part in it.",
+        shown="none",
     )
     shard: str | None = option(
         None, "Which shards: 3, or 3,7-9, or 3/64 for every 64th from number 3 on. The first is 0.",
@@ -251,7 +253,7 @@ class ShardOptions(Options):
             expect(_SHARDS.fullmatch(self.shard) is not None, "shard", self.shard, "3, or 3,7-9, or 3/64")
 
     @property
-    def folder(self) -> Path:
+    def place(self) -> str | Path:
         """The plan's folder, which must be there."""
         if self.plan is None:
             raise OptionError("no plan: name its folder with --plan")

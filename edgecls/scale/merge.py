@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgecls.errors import OptionError, RunError
 from edgecls.progress import Progress
-from edgecls.runs import atomic_path, write_json
+from edgecls.runs import atomic_path
 from edgecls.runtime.output.row import TextRows, columns, prediction_of
+from edgecls.scale.folder import write_json
 from edgecls.scale.options import MergeOptions
 from edgecls.scale.parquet_files import reader, writer
 from edgecls.scale.parts import INPUT, Footer, part_of, read_footer
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import expect_of
+from edgecls.storage import StoreReadError
 
-_OLD_SECONDS: Final = 86_400
 SUMMARY: Final = "summary.json"
 
 
@@ -78,23 +77,26 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         OptionError: the file would lie among the parts.
     """
     plan = Plan.read(options.plan)
-    if options.out and options.out.resolve().is_relative_to(plan.folder.resolve()):
+    if options.out and plan.folder.holds(options.out):
         raise OptionError(f"--out {options.out}: lies in the plan's folder, beside its parts; name a file elsewhere")
     progress.on_pass("rows checked", plan.n_inputs)
     footers: dict[int, Footer] = {}
     wrong: dict[int, str] = {}
     missing = []
+    there = plan.folder.names()
     for shard in range(plan.n_shards):
-        if not part_of(plan.folder, shard).exists():
+        if part_of(shard) not in there:
             missing.append(shard)
             continue
         names = plan.table(shard).column("name")  # of a plan that is damaged no part can be proved
         try:
-            footer = read_footer(part_of(plan.folder, shard))
+            footer = read_footer(plan.folder, shard)
             expect_of(plan, shard, footer)
             _expect_same_maker(plan, shard, footer, footers)
             _expect_whole(plan, shard, footer, names)
         except RunError as error:
+            if isinstance(error.__cause__, StoreReadError):  # which says nothing of the part
+                raise
             wrong[shard] = str(error)
             continue
         footers[shard] = footer
@@ -105,13 +107,13 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         out = str(options.out)
     labelled = sum(each.labelled for each in footers.values())
     result = MergeResult(
-        str(plan.folder),
+        plan.folder.place,
         plan.n_inputs,
         sum(each.images for each in footers.values()),
         tuple(missing),
         wrong,
         tuple(shard for shard, footer in footers.items() if footer.errors),
-        _others(plan),
+        tuple(sorted(_others(plan, there))),
         sum(each.errors for each in footers.values()),
         sum(each.abstained for each in footers.values()),
         labelled,
@@ -122,25 +124,17 @@ def merge(options: MergeOptions, progress: Progress = Progress()) -> MergeResult
         made_by=dict(next(iter(footers.values())).made_by) if footers else {},
     )
     if not result.again:
-        _remove_leftovers(plan)
+        plan.folder.tidy()
     try:
-        write_json(plan.folder / SUMMARY, result.to_json())
+        write_json(plan.folder, SUMMARY, result.to_json())
     except RunError as error:  # the plan may be on a medium that is only read
         return replace(result, note=str(error))
     return result
 
 
-def _others(plan: Plan) -> tuple[str, ...]:
-    known = {part_of(plan.folder, shard).name for shard in range(plan.n_shards)}
-    return tuple(sorted(each.name for each in plan.folder.glob("part-*") if each.name not in known))
-
-
-def _remove_leftovers(plan: Plan) -> None:
-    """Parts that were being written when their process was killed: of today's one may still be written, elsewhere."""
-    for each in plan.folder.glob(".part-*.partial"):
-        with suppress(OSError):
-            if time.time() - each.stat().st_mtime > _OLD_SECONDS:
-                each.unlink()
+def _others(plan: Plan, names: set[str]) -> set[str]:
+    """Those of the names that are like those of parts and are none of this plan's shards."""
+    return {name for name in names if name.startswith("part-")} - set(map(part_of, range(plan.n_shards)))
 
 
 def _expect_same_maker(plan: Plan, shard: int, footer: Footer, others: dict[int, Footer]) -> None:
@@ -151,8 +145,8 @@ def _expect_same_maker(plan: Plan, shard: int, footer: Footer, others: dict[int,
     differing = [name for name in other.made_by if footer.made_by.get(name) != other.made_by[name]]
     if differing:
         raise RunError(
-            f"{part_of(plan.folder, shard)}: was made otherwise than {part_of(plan.folder, first).name}: they differ "
-            f"in {', '.join(differing)}; remove the one that is wrong and run its shard again"
+            f"{plan.folder.shown(part_of(shard))}: was made otherwise than {part_of(first)}: they differ in "
+            f"{', '.join(differing)}; remove the one that is wrong and run its shard again"
         )
 
 
@@ -161,9 +155,9 @@ def _expect_whole(plan: Plan, shard: int, footer: Footer, names: Any) -> None:
 
     All columns are read, since each page is held to its checksum as it is read.
     """
-    path = part_of(plan.folder, shard)
+    path = plan.folder.shown(part_of(shard))
     cure = f"remove it and run shard {shard} again"
-    with reader(path, cure) as file:
+    with reader(plan.folder, part_of(shard), cure) as file:
         table = file.read()
         numbers, shown, statuses = (table.column(name) for name in (INPUT, "path", "status"))
         first = plan.first(shard)
@@ -176,10 +170,10 @@ def _expect_whole(plan: Plan, shard: int, footer: Footer, names: Any) -> None:
 
 
 def _write(plan: Plan, footers: dict[int, Footer], out: Path) -> None:
-    with reader(part_of(plan.folder, 0), "run its shard again") as file:
+    with reader(plan.folder, part_of(0), "run its shard again") as file:
         schema = file.schema_arrow.remove_metadata()
     kept = [name for name in schema.names if name != INPUT]
-    tables = (group.select(kept) for shard in range(plan.n_shards) for group in _groups(part_of(plan.folder, shard)))
+    tables = (group.select(kept) for shard in range(plan.n_shards) for group in _groups(plan, shard))
     if out.suffix.lower() == ".parquet":
         with atomic_path(out) as partial, writer(partial, schema.remove(0)) as rows:
             for table in tables:
@@ -195,7 +189,7 @@ def _write(plan: Plan, footers: dict[int, Footer], out: Path) -> None:
                 lines.write(prediction_of(values, members))
 
 
-def _groups(path: Path) -> Iterator[Any]:
-    with reader(path, "run its shard again") as file:
+def _groups(plan: Plan, shard: int) -> Iterator[Any]:
+    with reader(plan.folder, part_of(shard), "run its shard again") as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)

@@ -30,6 +30,7 @@ from edgecls.runtime.options import PredictOptions
 from edgecls.scale.parts import Footer, in_ranges
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import ShardsReport, ShardWorker
+from edgecls.storage import has_scheme
 
 _TRIES: Final = 3  # of a shard whose actor dies
 _SECONDS: Final = 10.0  # for a cluster to take a connection
@@ -48,7 +49,7 @@ class _Actor:
     @cached_property
     def _worker(self) -> ShardWorker:
         options = self._options
-        plan = Plan.read(options.shards.folder)
+        plan = Plan.read(options.shards.place)
         return ShardWorker(plan, Classifier.of(options.members, options.classifier, options.vote), options)
 
     def left_of(self, shards: Sequence[int]) -> list[int]:
@@ -68,7 +69,7 @@ def predict_on_ray(options: PredictOptions, progress: Progress = Progress()) -> 
         OptionError: a shard that the plan does not have.
     """
     started = time.perf_counter()
-    plan = Plan.read(options.shards.folder)
+    plan = Plan.read(options.shards.place)
     asked = options.shards.chosen(plan.n_shards)
     if not asked:  # a share of fewer shards than there are shares
         return ShardsReport.of(plan, asked, {}, time.perf_counter() - started)
@@ -120,11 +121,12 @@ def _expect_somebody(address: str | None) -> None:
 def _everywhere(options: PredictOptions) -> PredictOptions:
     """The same with names that hold in any working folder."""
     there = {name: str(_place_of(name).resolve()) for name in options.models}
+    plan = options.shards.place
     return replace(
         options,
         models=tuple(there.values()),
         vote=replace(options.vote, tie_break=there.get(options.vote.tie_break, options.vote.tie_break)),
-        shards=replace(options.shards, plan=options.shards.folder.resolve()),
+        shards=replace(options.shards, plan=plan if has_scheme(str(plan)) else Path(plan).resolve()),
     )
 
 

@@ -14,7 +14,9 @@ class PlanOptions(Options):
     """All options of `edgecls plan`."""
 
     source: str = required("A folder, or the address of one: s3://, gs://, hdfs:// or file://.")
-    out: Path = option(Path("plan"), "The folder to make: the plan, and later the parts of the answer.")
+    out: str | Path = option(
+        "plan", "The folder to make, or its address, s3:// or gs://: of the plan, and later of the parts of the answer."
+    )  # fmt: skip
     shards: int | None = option(
         None, "Number of shards.", shown="as many as --shard-size makes", rule=at_least(1)
     )  # fmt: skip
@@ -25,7 +27,7 @@ class PlanOptions(Options):
 class MergeOptions(Options):
     """All options of `edgecls merge`."""
 
-    plan: Path = required("The folder that edgecls plan made.")
+    plan: str | Path = required("The folder that edgecls plan made, or its address.")
     out: Path | None = option(
         None, "File for all rows, .csv, .jsonl or .parquet.", shown="the parts stay as they are, as one data set"
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgecls.errors import MissingExtra, RunError, first_line
+from edgecls.scale.folder import PlanFolder
+from edgecls.storage import StoreReadError
 
 
 @cache
@@ -44,7 +46,7 @@ def writer(path: Path, schema: Any) -> Any:
 
 
 @contextmanager
-def reader(path: Path, cure: str) -> Iterator[Any]:
+def reader(folder: PlanFolder, name: str, cure: str) -> Iterator[Any]:
     """A file that is read in the block, its checksums verified.
 
     Args:
@@ -54,13 +56,13 @@ def reader(path: Path, cure: str) -> Iterator[Any]:
         RunError: it cannot be opened, or is damaged: Arrow raises whatever its reader stumbles over.
         MissingExtra: pyarrow is not installed.
     """
-    opened = parquet().ParquetFile
+    opened, shown = parquet().ParquetFile, folder.shown(name)
     try:
-        with opened(path, page_checksum_verification=True) as file:
+        with folder.open(name) as source, opened(source, page_checksum_verification=True) as file:
             yield file
-    except PermissionError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except (PermissionError, StoreReadError) as error:
+        raise RunError(f"{shown}: cannot be read: {error.strerror or error}") from error
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"{path}: damaged ({first_line(error)}); {cure}") from error
+        raise RunError(f"{shown}: damaged ({first_line(error)}); {cure}") from error

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from edgecls.errors import RunError
 from edgecls.runtime.output.parquet import schema_of
 from edgecls.runtime.output.row import row
 from edgecls.runtime.prediction import Prediction
+from edgecls.scale.folder import PlanFolder
 from edgecls.scale.parquet_files import arrow, reader, writer
 
 INPUT: Final = "input"  # the column with the number of the input among all of the plan
@@ -62,9 +60,9 @@ class Footer:
         return footer
 
 
-def part_of(plan: Path, shard: int) -> Path:
-    """Where the answer to a shard is, or will be."""
-    return plan / f"part-{shard:05d}.parquet"
+def part_of(shard: int) -> str:
+    """The file with the answer to a shard, in the plan's folder."""
+    return f"part-{shard:05d}.parquet"
 
 
 def in_ranges(shards: Iterable[int]) -> str:
@@ -78,13 +76,13 @@ def in_ranges(shards: Iterable[int]) -> str:
     return ",".join("-".join(map(str, each)) for each in ranges)
 
 
-def read_footer(path: Path) -> Footer:
+def read_footer(folder: PlanFolder, shard: int) -> Footer:
     """What a part says of itself.
 
     Raises:
         RunError: it is damaged, or no part.
     """
-    with reader(path, "remove it and run its shard again") as file:
+    with reader(folder, part_of(shard), "remove it and run its shard again") as file:
         said = (file.metadata.metadata or {}).get(_FOOTER)
         return Footer.of(json.loads(said or "{}"))
 
@@ -118,7 +116,9 @@ class PartRows:
 
 
 @contextmanager
-def new_part(path: Path, names: Sequence[str], members: Sequence[str], first: int) -> Iterator[PartRows]:
+def new_part(
+    folder: PlanFolder, shard: int, names: Sequence[str], members: Sequence[str], first: int
+) -> Iterator[PartRows]:
     """Rows for a part, which takes its place when the block ends well: two that race for a shard leave one whole part.
 
     Args:
@@ -128,17 +128,9 @@ def new_part(path: Path, names: Sequence[str], members: Sequence[str], first: in
     Raises:
         RunError: it cannot be written.
     """
-    # of no other process on any other machine: they may share the folder, and not the numbers of processes
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with folder.writing(part_of(shard)) as partial:
         rows = PartRows(partial, names, members, first)
         try:
             yield rows
         finally:
             rows.writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; make room, and run it again") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from edgecls.images import has_image_suffix
 from edgecls.names import is_text
 from edgecls.prefetch import batches
 from edgecls.progress import Progress
-from edgecls.runs import atomic_path, is_leftover, read_json, write_json
 from edgecls.runtime.input.stored import StoredInput, inputs_of, is_tar, open_source
+from edgecls.scale.folder import PlanFolder, open_folder, read_json, write_json
 from edgecls.scale.options import PlanOptions
 from edgecls.scale.parquet_files import arrow, reader, writer
 from edgecls.storage import StoredFile
@@ -47,7 +47,7 @@ class Plan:
         hashes: sha256 of the inputs by shard.
     """
 
-    folder: Path
+    folder: PlanFolder
     source: str
     counts: tuple[int, ...]
     hashes: tuple[str, ...]
@@ -70,15 +70,17 @@ class Plan:
         return sum(self.counts[:shard])
 
     @classmethod
-    def read(cls, folder: Path) -> Plan:
-        """Read a plan.
+    def read(cls, place: str | Path) -> Plan:
+        """Read the plan in a folder, or at an address.
 
         Raises:
             RunError: not there, or damaged.
+            EdgeclsError: as `open_folder`.
         """
-        if not (folder / PLAN).is_file():
-            raise RunError(f"{folder}: no plan in it; make one with: edgecls plan SOURCE -o {folder}")
-        values = read_json(folder / PLAN)
+        folder = open_folder(place)
+        if not folder.has(PLAN):
+            raise RunError(f"{place}: no plan in it; make one with: edgecls plan SOURCE -o {place}")
+        values = read_json(folder, PLAN, _CURE)
         try:
             if values["schema"] != _SCHEMA:
                 raise ValueError(f"schema {values['schema']}, this edgecls reads {_SCHEMA}")
@@ -88,7 +90,7 @@ class Plan:
                 raise ValueError("shards: expected a count and a sha256 each")
             return cls(folder, str(values["source"]), counts, hashes)
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{folder / PLAN}: damaged ({error}); {_CURE}") from error
+            raise RunError(f"{folder.shown(PLAN)}: damaged ({error}); {_CURE}") from error
 
     def table(self, shard: int) -> Any:
         """The inputs of one shard as an Arrow table.
@@ -96,11 +98,10 @@ class Plan:
         Raises:
             RunError: the file is not the one that the plan is about.
         """
-        path = self.folder / INPUTS
-        with reader(path, _CURE) as file:
+        with reader(self.folder, INPUTS, _CURE) as file:
             table = file.read_row_group(shard)
         if table.column_names != list(_COLUMNS) or _hash(table) != self.hashes[shard]:
-            raise RunError(f"{path}: shard {shard} is not the one that {PLAN} is about; {_CURE}")
+            raise RunError(f"{self.folder.shown(INPUTS)}: shard {shard} is not the one that {PLAN} is about; {_CURE}")
         return table
 
     def inputs(self, shard: int) -> list[StoredInput]:
@@ -127,7 +128,7 @@ class PlanResult:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "plan": str(self.plan.folder), "source": self.plan.source, "inputs": self.plan.n_inputs,
+            "plan": self.plan.folder.place, "source": self.plan.source, "inputs": self.plan.n_inputs,
             "shards": self.plan.n_shards, "bytes": self.bytes, "skipped": self.skipped,
             "unreadable": self.unreadable, "seconds": self.seconds,
             "sha256": self.plan.sha256,
@@ -147,7 +148,8 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
     """
     started = time.perf_counter()
     pyarrow = arrow()
-    _expect_free(options.out)
+    folder = open_folder(options.out)
+    _expect_free(folder)
     store, files = open_source(options.source)
     skipped = 0
 
@@ -170,12 +172,12 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
     bounds = [n * shard // n_shards for shard in range(n_shards + 1)]
     shards = [whole.slice(low, high - low) for low, high in pairwise(bounds)]
     hashes = [_hash(shard) for shard in shards]
-    with atomic_path(options.out / INPUTS) as partial, writer(partial, whole.schema) as rows:
+    with folder.writing(INPUTS) as partial, writer(partial, whole.schema) as rows:
         for shard in shards:
             rows.write_table(shard, row_group_size=shard.num_rows)
-    plan = Plan(options.out, store.root, tuple(shard.num_rows for shard in shards), tuple(hashes))
+    plan = Plan(folder, store.root, tuple(shard.num_rows for shard in shards), tuple(hashes))
     listed = [{"inputs": count, "sha256": each} for count, each in zip(plan.counts, hashes, strict=True)]
-    write_json(options.out / PLAN, {
+    write_json(folder, PLAN, {
         "schema": _SCHEMA, "edgecls": __version__, "source": plan.source, "inputs": n, "shards": listed
     })  # fmt: skip
     n_bytes = sum(int(chunk.column("size").to_numpy().sum()) for chunk in chunks)
@@ -183,14 +185,14 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
     return PlanResult(plan, n_bytes, skipped, n_faulty, time.perf_counter() - started)
 
 
-def _expect_free(folder: Path) -> None:
+def _expect_free(folder: PlanFolder) -> None:
     """Refuse a folder with something in it, but for the inputs of a plan that was killed before it was whole."""
     try:
-        is_free = not folder.exists() or all(each.name == INPUTS or is_leftover(each) for each in folder.iterdir())
-    except OSError as error:
-        raise RunError(f"--out {folder}: {error.strerror or error}; name another folder") from error
+        is_free = folder.names() <= {INPUTS}
+    except RunError as error:
+        raise RunError(f"--out {error}; name another folder") from error
     if not is_free:
-        raise RunError(f"--out {folder}: there is something in it already; name another folder")
+        raise RunError(f"--out {folder.place}: there is something in it already; name another folder")
 
 
 def _table(pyarrow: Any, inputs: Sequence[StoredInput]) -> Any:

@@ -43,12 +43,13 @@ class ShardsReport:
     @classmethod
     def of(cls, plan: Plan, asked: Sequence[int], done: Mapping[int, Footer], seconds: float) -> ShardsReport:
         """A report of shards that all have their parts now; `done` has those that were written just now."""
-        footers = {shard: done.get(shard) or read_footer(part_of(plan.folder, shard)) for shard in asked}
+        footers = {shard: done.get(shard) or read_footer(plan.folder, shard) for shard in asked}
+        there = plan.folder.names()
         return cls(
-            str(plan.folder),
+            plan.folder.place,
             tuple(sorted(done)),
             tuple(sorted(set(asked) - set(done))),
-            sum(not part_of(plan.folder, shard).exists() for shard in range(plan.n_shards)),
+            sum(part_of(shard) not in there for shard in range(plan.n_shards)),
             sum(each.images for each in done.values()),
             sum(each.errors for each in footers.values()),
             seconds,
@@ -67,7 +68,7 @@ def predict_shards(options: PredictOptions, progress: Progress = Progress()) -> 
         EdgeclsError: as `Classifier.of`.
     """
     started = time.perf_counter()
-    plan = Plan.read(options.shards.folder)
+    plan = Plan.read(options.shards.place)
     asked = options.shards.chosen(plan.n_shards)
     with Classifier.of(options.members, options.classifier, options.vote, on_note=progress.on_step) as model:
         worker = ShardWorker(plan, model, options)
@@ -96,7 +97,7 @@ class ShardWorker:
         try:
             self._store: Store = open_store(plan.source)
         except DatasetError as error:
-            raise RunError(f"{plan.folder}: its source cannot be opened: {error}") from error
+            raise RunError(f"{plan.folder.place}: its source cannot be opened: {error}") from error
 
     def left_of(self, shards: Sequence[int]) -> list[int]:
         """Those that have no part yet.
@@ -112,16 +113,16 @@ class ShardWorker:
         Raises:
             RunError: it has one of another plan, or of another model or other options.
         """
-        path = part_of(self._plan.folder, shard)
-        if not path.exists():
+        folder = self._plan.folder
+        if not folder.has(part_of(shard)):
             return False
-        footer = read_footer(path)
+        footer = read_footer(folder, shard)
         expect_of(self._plan, shard, footer)
         differing = [name for name in self._made_by if footer.made_by.get(name) != self._made_by[name]]
         if differing:
             raise RunError(
-                f"{path}: was made by another model or with other options: they differ in {', '.join(differing)}; give "
-                "the same ones, remove the parts, or make another plan"
+                f"{folder.shown(part_of(shard))}: was made by another model or with other options: they differ in "
+                f"{', '.join(differing)}; give the same ones, remove the parts, or make another plan"
             )
         return not (footer.errors and self._options.shards.redo_errors)
 
@@ -140,7 +141,7 @@ class ShardWorker:
         sources = sources_of(
             self._store, inputs, ClassNames.of(model.manifest), is_checked=not options.shards.allow_changed
         )
-        with new_part(part_of(plan.folder, shard), self._columns, self._members, plan.first(shard)) as rows:
+        with new_part(plan.folder, shard, self._columns, self._members, plan.first(shard)) as rows:
             for answered in model.answers(sources, n_sources=len(inputs)):
                 for source, prediction in zip(answered.sources, model.predictions(answered, top_k), strict=True):
                     sure = prediction.unless_below(options.min_confidence)
@@ -185,7 +186,7 @@ def expect_of(plan: Plan, shard: int, footer: Footer) -> None:
     Raises:
         RunError: it is one.
     """
-    path, cure = part_of(plan.folder, shard), f"remove it and run shard {shard} again"
+    path, cure = plan.folder.shown(part_of(shard)), f"remove it and run shard {shard} again"
     if footer.plan != plan.sha256:
         raise RunError(f"{path}: is of another plan (its inputs were others); {cure}")
     if footer.shard != shard or footer.images != plan.counts[shard]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -32,8 +31,8 @@ def planned(result: PlanResult) -> Table:
     if result.unreadable:
         facts.add_row("unreadable", f"{result.unreadable:,} inputs, whose rows will say why")
     facts.add_row("time", f"{result.seconds:.1f} s")
-    facts.add_row("plan", str(plan.folder))
-    facts.add_row("next", f"{_worker(plan.folder)} --shard 0, and the others, here or elsewhere")
+    facts.add_row("plan", plan.folder.place)
+    facts.add_row("next", f"{_worker(plan.folder.place)} --shard 0, and the others, here or elsewhere")
     return facts
 
 
@@ -47,7 +46,11 @@ def shards_done(report: ShardsReport) -> Table:
         facts.add_row("unreadable", f"{report.errors:,} of all of these shards; their rows say why")
     if report.images:
         facts.add_row("speed", f"{report.images / report.seconds:,.1f} img/s, {report.seconds:.1f} s with the start")
-    left = f"{report.left:,} shards have no part yet" if report.left else f"edgecls merge {shlex.quote(report.plan)}"
+    left = (
+        f"{report.left:,} of the plan's shards without a part"
+        if report.left
+        else f"edgecls merge {shlex.quote(report.plan)}"
+    )
     facts.add_row("left" if report.left else "next", left)
     return facts
 
@@ -91,8 +94,8 @@ def merged(result: MergeResult) -> list[Table | str]:
     return [*lines, f"not complete: {first} again with: {again}"]
 
 
-def _worker(plan: str | Path) -> str:
-    return f"edgecls predict --plan {shlex.quote(str(plan))}"
+def _worker(plan: str) -> str:
+    return f"edgecls predict --plan {shlex.quote(plan)}"
 
 
 def _shown(shards: tuple[int, ...]) -> str:

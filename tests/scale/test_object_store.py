@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from edgecls import storage
-from edgecls.errors import DatasetError
+from edgecls.errors import DatasetError, OptionError, RunError
 from edgecls.evaluate.evaluate import EvaluateResult, evaluate
 from edgecls.evaluate.look.inspect import inspect
 from edgecls.evaluate.look.options import InspectOptions
@@ -45,18 +46,22 @@ LABELS = ("stripes", "checks", "spots")
 
 
 class Faults:
-    """Between the server and its clients: some answers to GET fail, and some objects always do."""
+    """Between the server and its clients: some answers to GET fail, some objects always do, and some find no room."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
-        self.share, self.broken = 0.0, ""
+        self.share, self.broken, self.full = 0.0, "", ""
         self.n = 0
         self._random = random.Random(0)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        is_object = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(".png")
-        is_broken = bool(self.broken) and environ["PATH_INFO"].endswith(self.broken)
-        if is_object and (is_broken or self._random.random() < self.share):
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if self.full and method in ("PUT", "POST") and path.endswith(self.full):
+            self.n += 1
+            start("507 Insufficient Storage", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>XMinioStorageFull</Code><Message>There is no room left</Message></Error>"]
+        is_broken = bool(self.broken) and path.endswith(self.broken)
+        if method == "GET" and (is_broken or (path.endswith(".png") and self._random.random() < self.share)):
             self.n += 1
             kind = "error" if is_broken else self._random.choice(("error", "slow", "cut"))
             if kind == "slow":
@@ -97,7 +102,7 @@ def server() -> Iterator[tuple[Faults, int]]:
 def bucket(server: tuple[Faults, int], tmp_path: Path) -> str:
     """The address of 60 pictures in folders named as labels, and of a text."""
     faults, port = server
-    faults.share, faults.broken = 0.0, ""
+    faults.share, faults.broken, faults.full = 0.0, "", ""
     name = f"bucket{time.monotonic_ns()}"
     filesystem = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True)
     filesystem.create_dir(name)
@@ -122,6 +127,15 @@ def rows(source: str | Path, model: Path, out: Path) -> list[str]:
 
 def test_pictures_of_a_bucket_are_answered_as_files_are(bucket: str, model: Path, tmp_path: Path) -> None:
     assert rows(bucket, model, tmp_path / "s3.csv") == rows(tmp_path / "local", model, tmp_path / "files.csv")
+
+
+def test_the_endpoint_may_be_said_in_the_environment(
+    server: tuple[Faults, int], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server[1]}/")
+    assert len(list(open_store(bucket.partition("?")[0]).files())) == 61
+    assert len(list(open_store(bucket).files())) == 61
 
 
 def test_with_faults_every_object_has_one_row(
@@ -157,6 +171,107 @@ def test_an_object_that_vanishes_or_changes_is_an_error(
     assert "stripes/0.png,error,,,it is no longer there" in text
     assert 'stripes/2.png,error,,,"it has changed since the plan was made:' in text
     assert text.count(",ok,") == 58
+
+
+def beside(bucket: str, name: str) -> str:
+    """The address of another folder in the same bucket."""
+    return bucket.replace("/photos?", f"/{name}?")
+
+
+def asked(plan: str | Path, model: Path, shard: str | None = None) -> PredictOptions:
+    return PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(plan, shard))
+
+
+def test_a_plan_and_its_parts_may_lie_in_a_bucket(
+    server: tuple[Faults, int], bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    place = beside(bucket, "plans/first")
+    assert make_plan(PlanOptions(bucket, place, 3)).to_json()["plan"] == place
+    with pytest.raises(RunError, match=r"--out s3://.*plans/first.*: there is something in it already"):
+        make_plan(PlanOptions(bucket, place, 3))
+    assert predict_shards(asked(place, model, "1")).left == 2
+    assert merge(MergeOptions(place)).missing == (0, 2)
+    rest = predict_shards(asked(place, model))
+    assert (rest.done, rest.passed_over, rest.images) == ((0, 2), (1,), 40)
+    faults, _ = server
+    faults.share = 0.2
+    whole = merge(MergeOptions(place, tmp_path / "merged.csv"))
+    assert (whole.again, whole.others, whole.note) == ((), (), "")
+    assert (tmp_path / "merged.csv").read_text().splitlines() == rows(tmp_path / "local", model, tmp_path / "files.csv")
+    store = open_store(place)
+    assert sorted(each.name for each in store.files()) == [
+        "inputs.parquet", *(f"part-0000{shard}.parquet" for shard in range(3)), "plan.json", "summary.json",
+    ]  # fmt: skip
+    another = write_linear_model(tmp_path / "another.onnx", LABELS, seed=5)
+    with pytest.raises(RunError, match=r"s3://bucket\d+/plans/first/part-00000.parquet: was made by another model"):
+        predict_shards(asked(place, another))
+
+
+def test_a_part_of_a_bucket_that_is_damaged_is_found(bucket: str, model: Path) -> None:
+    place = beside(bucket, "plan")
+    make_plan(PlanOptions(bucket, place, 2))
+    predict_shards(asked(place, model))
+    filesystem, below = fs.FileSystem.from_uri(place)
+    whole = filesystem.open_input_file(f"{below}/part-00001.parquet").read()
+    with filesystem.open_output_stream(f"{below}/part-00001.parquet") as stream:
+        stream.write(whole[:-20])
+    assert "part-00001.parquet: damaged (" in merge(MergeOptions(place)).wrong[1]
+
+
+def test_a_full_bucket_leaves_no_part(
+    server: tuple[Faults, int], bucket: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, _ = server
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    place = beside(bucket, "plan")
+    faults.full = "/inputs.parquet"
+    with pytest.raises(
+        RunError, match=r"cannot write s3://bucket\d+/plan/inputs.parquet: in 5 tries: .*the room in it"
+    ):
+        make_plan(PlanOptions(bucket, place, 2))
+    faults.full = ""
+    make_plan(PlanOptions(bucket, place, 2))
+    faults.full, faults.n = "/part-00001.parquet", 0
+    with pytest.raises(RunError, match=r"cannot write s3://bucket\d+/plan/part-00001.parquet: .*the room in it and"):
+        predict_shards(asked(place, model))
+    assert faults.n == 5
+    assert merge(MergeOptions(place)).missing == (1,)
+    faults.full = ""
+    assert predict_shards(asked(place, model)).done == (1,)
+    assert merge(MergeOptions(place)).again == ()
+
+
+def test_a_part_that_a_store_does_not_give_is_not_called_damaged(
+    server: tuple[Faults, int], bucket: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, _ = server
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    place = beside(bucket, "plan")
+    make_plan(PlanOptions(bucket, place, 2))
+    predict_shards(asked(place, model))
+    faults.broken = "/part-00001.parquet"
+    with pytest.raises(RunError, match=r"part-00001.parquet: cannot be read: in 5 tries: "):
+        merge(MergeOptions(place))
+    with pytest.raises(RunError, match=r"no plan in it; make one with: edgecls plan SOURCE -o s3://"):
+        merge(MergeOptions(beside(bucket, "elsewhere")))
+
+
+@pytest.mark.parametrize("address", ["hdfs://host/plan", "file:///plan", "http2://host/plan"])
+def test_a_plan_lies_in_a_folder_or_an_object_store(address: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected a folder for the plan, or an address that begins with s3:// or"):
+        make_plan(PlanOptions(str(tmp_path), address))
+
+
+def test_a_plan_in_a_store_that_nobody_answers_for_is_told(
+    server: object, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    nowhere = "s3://b/plan?endpoint_override=127.0.0.1:1&scheme=http"
+    with pytest.raises(RunError, match=r"--out s3://b/plan.*: cannot be listed, in 5 tries: .*check the address"):
+        make_plan(PlanOptions(str(tmp_path), nowhere))
+    with pytest.raises(RunError, match=r"s3://b/plan/plan.json: cannot be read, in 5 tries: .*check the address"):
+        predict_shards(asked(nowhere, model))
 
 
 def evaluated(data: str | Path, model: Path) -> EvaluateResult:
@@ -226,8 +341,8 @@ def test_a_tar_file_is_read_on_after_a_fault(bucket: str, tmp_path: Path, monkey
     with filesystem.open_output_stream(f"{below}/photos.tar") as stream:
         stream.write((tmp_path / "photos.tar").read_bytes())
     monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(storage, "_BUFFER", 2048)
     store = open_store(bucket)
+    monkeypatch.setattr(store, "open", partial(store.open, block=2048))
     opened = store._filesystem.open_input_file  # type: ignore[attr-defined]
     asked = 0
 

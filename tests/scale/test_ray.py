@@ -62,7 +62,7 @@ def test_rows_are_those_of_one_process_though_an_actor_is_killed(
     killed: list[int] = []
 
     def kill() -> None:
-        while not killed and not any(part_of(tmp_path / "plan", shard).exists() for shard in range(12)):
+        while not killed and not any((tmp_path / "plan" / part_of(shard)).exists() for shard in range(12)):
             for pid in _actors()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -78,9 +78,9 @@ def test_rows_are_those_of_one_process_though_an_actor_is_killed(
     predict(PredictOptions((tmp_path / "photos",), (str(model),), cpu, rows=RowsOptions(tmp_path / "plain.csv")))
     assert (tmp_path / "merged.csv").read_text() == (tmp_path / "plain.csv").read_text()
 
-    part_of(tmp_path / "plan", 5).unlink()
+    (tmp_path / "plan" / part_of(5)).unlink()
     assert on_ray.predict_on_ray(replace(options, shards=replace(options.shards, shard="3,5"))).done == (5,)
-    part_of(tmp_path / "plan", 5).unlink()
+    (tmp_path / "plan" / part_of(5)).unlink()
     other = write_linear_model(tmp_path / "other.onnx", LABELS, seed=3)
     with pytest.raises(RunError, match="was made by another model"):
         on_ray.predict_on_ray(replace(options, models=(str(other),)))

@@ -26,7 +26,8 @@ from edgecls.runtime.predict import predict
 from edgecls.scale import parquet_files
 from edgecls.scale.merge import MergeResult, merge
 from edgecls.scale.options import MergeOptions, PlanOptions
-from edgecls.scale.parts import in_ranges, part_of
+from edgecls.scale.parts import in_ranges
+from edgecls.scale.parts import part_of as name_of
 from edgecls.scale.plan import INPUTS, PLAN, Plan, make_plan
 from edgecls.scale.run import ShardWorker, predict_shards
 from tests.conftest import draw, write_image, write_linear_model
@@ -50,6 +51,10 @@ def source(tmp_path: Path) -> Path:
     (root / "stripes" / "broken.jpg").write_bytes(b"no picture")
     (root / "notes.txt").write_text("no input")
     return root
+
+
+def part_of(plan: Path, shard: int) -> Path:
+    return plan / name_of(shard)
 
 
 def planned(source: Path | str, folder: Path, shards: int = 5) -> Plan:
@@ -455,8 +460,8 @@ def test_a_summary_that_cannot_be_written_holds_nothing_up(
     planned(source, tmp_path / "plan", 2)
     predict_shards(options(tmp_path / "plan", model))
 
-    def refused(path: Path, values: Any) -> None:
-        raise RunError(f"cannot write {path}: Read-only file system")
+    def refused(folder: Any, name: str, values: Any) -> None:
+        raise RunError(f"cannot write {name}: Read-only file system")
 
     monkeypatch.setattr("edgecls.scale.merge.write_json", refused)
     result = merged(tmp_path / "plan", tmp_path / "merged.csv")
