@@ -14,7 +14,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 SCHEMES: Final = ("s3", "gs", "hdfs", "file")
 N_FETCHING: Final = 16  # threads: an object store takes 20 to 100 ms for each file, whatever its size
 _MOST_SILENT: Final = 2 * N_FETCHING  # files in a row that nobody answers for
+_ROWS: Final = 65_536  # of a listing that are Python objects at a time
 _BUFFER: Final = 1 << 16  # bytes of a tar file that are read at once, for many small members in one request
 FETCHED_AHEAD: Final = 64  # files in memory before somebody takes them
 _OF_CAMERAS: Final = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
@@ -242,12 +243,12 @@ class ArrowStore:
                 found = _again(lambda: self._filesystem.get_file_info(fs.FileSelector(folder)))  # noqa: B023
             except (OSError, ValueError) as error:
                 raise DatasetError(f"{self.root}: cannot be listed: {_reason(error)}; {_CURE}") from error
-            entries = [each for each in found if not each.base_name.startswith(".")]
-            entries.sort(key=lambda each: natural_key(each.base_name))
-            for each in entries:
-                if each.type == fs.FileType.File:
-                    yield self._stored(each)
-            folders = [each.path for each in entries if each.type == fs.FileType.Directory]
+            folders = []
+            for path, is_folder, size, modified_ns in _rows(_in_order(found)):
+                if is_folder:
+                    folders.append(path)
+                else:
+                    yield StoredFile(path[len(self._below) + 1 :], size, modified_ns)
             if folder in folders:  # keys with `//` in them, of which Arrow says that they are this folder once more
                 folders.remove(folder)
                 yield StoredFile(f"{folder[len(self._below) + 1 :]}//", 0, 0, "keys with an empty part cannot be read")
@@ -326,6 +327,41 @@ class ArrowStore:
 
     def _stored(self, found: Any) -> StoredFile:
         return StoredFile(found.path[len(self._below) + 1 :], found.size, found.mtime_ns or 0)
+
+
+def _in_order(found: list[Any]) -> Any:
+    """What is visible of a listing, by name, as an Arrow table with the columns path, is_folder, size and modified_ns.
+
+    Python's objects for a million of files are 250 MB, and keys to sort them by as much again; columns are 100. So
+    `found` is empty afterwards.
+    """
+    pyarrow: Any = importlib.import_module("pyarrow")
+    tables = [_columns(())]
+    while found:
+        tables.append(_columns(found[-_ROWS:]))
+        del found[-_ROWS:]
+    whole = pyarrow.concat_tables(tables)
+    return whole.sort_by([("key", "ascending"), ("path", "ascending")]).drop_columns("key")
+
+
+def _columns(found: Sequence[Any]) -> Any:
+    pyarrow: Any = importlib.import_module("pyarrow")
+    fs: Any = importlib.import_module("pyarrow.fs")
+    kinds = (fs.FileType.File, fs.FileType.Directory)
+    seen = [each for each in found if not each.base_name.startswith(".") and each.type in kinds]
+    text, integer = pyarrow.large_string(), pyarrow.int64()
+    return pyarrow.table({
+        "key": pyarrow.array([natural_key(each.base_name)[0] for each in seen], text),
+        "path": pyarrow.array([each.path for each in seen], text),
+        "is_folder": pyarrow.array([each.type == fs.FileType.Directory for each in seen], pyarrow.bool_()),
+        "size": pyarrow.array([each.size for each in seen], integer),
+        "modified_ns": pyarrow.array([each.mtime_ns or 0 for each in seen], integer),
+    })  # fmt: skip
+
+
+def _rows(table: Any) -> Iterator[tuple[Any, ...]]:
+    for batch in table.to_batches(max_chunksize=_ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 class StoreReadError(OSError):
