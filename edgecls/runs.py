@@ -86,10 +86,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     cost seconds an epoch on a busy disk, and what it guards against is a power cut, not a kill.)
     """
     path = path.resolve()  # a link is written through, not replaced
-    if path.exists() and not path.is_file():
-        raise RunError(f"cannot write {path}: it is not a regular file; name another one")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"cannot write {path}: it is not a regular file; name another one")
         path.parent.mkdir(parents=True, exist_ok=True)
         for left_behind in filter(is_leftover, list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))):
             left_behind.unlink(missing_ok=True)

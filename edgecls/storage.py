@@ -107,6 +107,10 @@ class Store(Protocol):
         """
         ...
 
+    def is_there(self) -> bool:
+        """Whether the root itself is there; also where nobody can say."""
+        ...
+
 
 def has_scheme(address: str) -> bool:
     """Whether a name is the address of a store and not a path: Windows' drives have one letter, cameras others."""
@@ -132,15 +136,15 @@ def open_store(address: str) -> Store:
         parts = urlsplit(address, allow_fragments=False)  # a # is part of a name
         if scheme == "file":
             return open_store(url2pathname(parts.path))
-        if parts.password is not None:  # it would be in every plan, table and log
-            raise DatasetError(f"{scheme}://{parts.hostname}: has a secret in its address; give it in the environment")
+        _expect_no_secret(parts)
         fs: Any = importlib.import_module("pyarrow.fs")
         filesystem, root = _s3(fs, parts) if scheme == "s3" else fs.FileSystem.from_uri(_patient(parts))
     except ImportError as error:
         raise MissingExtra(address, "cloud") from error
     except (OSError, ValueError, TypeError) as error:
         cure = _CURE_HDFS if scheme == "hdfs" else _CURE
-        raise DatasetError(f"{address}: cannot be opened: {_reason(error)}; {cure}") from error
+        place = address.partition("?")[0]  # what is behind it may be a secret
+        raise DatasetError(f"{place}: cannot be opened: {_reason(error)}; {cure}") from error
     return ArrowStore(address, filesystem, root)
 
 
@@ -153,8 +157,10 @@ def _s3(fs: Any, parts: SplitResult) -> tuple[Any, str]:
     given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     if unknown := sorted(set(given) - _OF_S3):
         raise ValueError(f"unknown in the address: {some(unknown)}; expected {some(sorted(_OF_S3))}")
-    if not parts.netloc:
+    if not parts.netloc or ":" in parts.netloc:
         raise ValueError("no bucket in the address; expected s3://BUCKET/FOLDER")
+    if "//" in parts.path.strip("/"):
+        raise ValueError("the address has an empty part")
     endpoint = next(filter(None, map(os.environ.get, _OF_ENDPOINTS)), "")
     if endpoint and "endpoint_override" not in given:  # Arrow reads the variable in `from_uri` alone
         scheme, slashes, host = endpoint.rpartition("://")
@@ -167,6 +173,22 @@ def _s3(fs: Any, parts: SplitResult) -> tuple[Any, str]:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # `_again` tries again
     )  # fmt: skip
     return filesystem, f"{parts.netloc}/{unquote(parts.path).strip('/')}"
+
+
+def _expect_no_secret(parts: SplitResult) -> None:
+    """Refuse an address with a key in it, which would be in every plan, table and log.
+
+    Amazon's secrets may have a `/` in them, where the address is then cut in two.
+
+    Raises:
+        DatasetError: it has one; it is not shown.
+    """
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    is_named = any(word in name.lower() for name, _ in given for word in ("key", "secret", "token", "password"))
+    _, colon, behind = parts.netloc.partition(":")
+    is_cut = bool(colon) and not behind.isdigit() and "@" in parts.path
+    if is_named or is_cut or parts.password is not None or any("@" in value for _, value in given):
+        raise DatasetError(f"{parts.scheme}://: has a secret in its address; give it in the environment")
 
 
 def _patient(parts: SplitResult) -> str:
@@ -197,6 +219,9 @@ class LocalStore:
                     yield StoredFile(prefix + name, status.st_size, status.st_mtime_ns)
                 except OSError as error:  # a link to nothing is an input too, and its row says so
                     yield StoredFile(prefix + name, 0, 0, f"cannot be read: {error.strerror or error}")
+
+    def is_there(self) -> bool:
+        return os.path.isdir(self.root)
 
     def path(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -249,8 +274,9 @@ class ArrowStore:
                     folders.append(path)
                 else:
                     yield StoredFile(path[len(self._below) + 1 :], size, modified_ns)
-            if folder in folders:  # keys with `//` in them, of which Arrow says that they are this folder once more
-                folders.remove(folder)
+            # keys with an empty part, of which Arrow says that they are this folder once more, or `bucket/` in `bucket`
+            if itself := next((each for each in folders if each.rstrip("/") == folder), ""):
+                folders.remove(itself)
                 yield StoredFile(f"{folder[len(self._below) + 1 :]}//", 0, 0, "keys with an empty part cannot be read")
             waiting += reversed(folders)
 
@@ -289,8 +315,23 @@ class ArrowStore:
             StoreReadError: it cannot be listed.
         """
         fs: Any = importlib.import_module("pyarrow.fs")
+        bucket = self._below.partition("/")[0]
+        if not self._may_be(bucket):
+            raise StoreReadError(f"there is no bucket called {bucket}")
         selector = fs.FileSelector(self._below, allow_not_found=True)
         return [each.base_name for each in _asked(lambda: self._filesystem.get_file_info(selector))]
+
+    def is_there(self) -> bool:
+        return self._may_be(self._below)
+
+    def _may_be(self, place: str) -> bool:
+        """Whether something is there; also where that must not be asked: keys may be for a folder alone."""
+        fs: Any = importlib.import_module("pyarrow.fs")
+        try:
+            (found,) = _again(lambda: self._filesystem.get_file_info([place]))
+        except (OSError, ValueError):
+            return True
+        return bool(found.type != fs.FileType.NotFound)
 
     def has(self, name: str) -> bool:
         """Whether a file is there.
@@ -322,7 +363,7 @@ class ArrowStore:
 
         try:
             _again(put)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise OSError(f"in {_TRIES} tries: {_reason(error)}") from error
 
     def _stored(self, found: Any) -> StoredFile:
@@ -427,7 +468,7 @@ def _readable(call: Callable[[], _T]) -> _T:
         return _again(call)
     except FileNotFoundError as error:
         raise ImageError(_GONE) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         is_silent = any(word in str(error) for word in _OF_NOBODY)
         kind = StoreSilentError if is_silent else ImageError
         raise kind(f"cannot be read, in {_TRIES} tries: {_reason(error)}") from error
@@ -438,7 +479,7 @@ def _asked(call: Callable[[], _T]) -> _T:
         return _again(call)
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StoreReadError(f"in {_TRIES} tries: {_reason(error)}") from error
 
 

@@ -249,6 +249,8 @@ class ShardOptions(Options):
         elif self.on is None:
             for name in ("address", "workers"):
                 expect(getattr(self, name) is None, name, getattr(self, name), "--on ray")
+        if self.plan is not None:
+            expect(str(self.plan) != "", "plan", "", "the folder of a plan")
         if self.shard is not None:
             expect(_SHARDS.fullmatch(self.shard) is not None, "shard", self.shard, "3, or 3,7-9, or 3/64")
 
@@ -315,7 +317,7 @@ class PredictOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sources and not self.shards.plan:
+        if not self.sources and self.shards.plan is None:
             raise OptionError("nothing to predict: name image files or folders")
         if self.shards.plan:
             self._expect_no_rows()

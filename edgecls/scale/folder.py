@@ -86,6 +86,9 @@ def open_folder(place: str | Path) -> PlanFolder:
         MissingExtra: pyarrow is not installed.
     """
     if isinstance(place, Path) or not has_scheme(place):
+        scheme, colon, _ = str(place).partition(":/")
+        if colon and len(scheme) > 1 and scheme.isalnum():  # it would be a folder of this name here
+            raise OptionError(f"{place}: expected two slashes in an address, as in s3://bucket/plan")
         return LocalFolder(Path(place))
     if place.partition("://")[0].lower() not in _SCHEMES:
         raise OptionError(f"{place}: expected a folder for the plan, or an address that begins with s3:// or gs://")
@@ -138,7 +141,10 @@ class LocalFolder:
             raise RunError(f"{self.place}: cannot be listed: {error.strerror or error}") from error
 
     def has(self, name: str) -> bool:
-        return (self._path / name).exists()
+        try:
+            return (self._path / name).exists()
+        except OSError as error:
+            raise RunError(f"{self.shown(name)}: cannot be looked at: {error.strerror or error}") from error
 
     def open(self, name: str) -> BinaryIO:
         return (self._path / name).open("rb")
@@ -153,7 +159,10 @@ class LocalFolder:
             yield partial
             os.replace(partial, path)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; make room, and run it again") from error
+            raise RunError(
+                f"cannot write {path}: {error.strerror or error}; see that there is room and that it may be written, "
+                "and run it again"
+            ) from error
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -198,11 +207,17 @@ class StoredFolder:
             with tempfile.TemporaryDirectory(prefix="edgecls-") as folder:
                 partial = Path(folder, name)
                 yield partial
-                self._store.write(name, partial)
+                try:
+                    self._store.write(name, partial)
+                except OSError as error:
+                    raise RunError(
+                        f"cannot write {self.shown(name)}: {error}; check the bucket, the room in it and the "
+                        "credentials, and run it again"
+                    ) from error
         except OSError as error:
             raise RunError(
-                f"cannot write {self.shown(name)}: {error.strerror or error}; check the bucket, the room in it and the "
-                "credentials, and run it again"
+                f"cannot write {name} into {tempfile.gettempdir()} on its way to {self.place}: "
+                f"{error.strerror or error}; make room there, or name another folder in TMPDIR"
             ) from error
 
     def holds(self, path: Path) -> bool:

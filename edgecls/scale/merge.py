@@ -14,7 +14,7 @@ from edgecls.runtime.output.row import TextRows, columns, prediction_of
 from edgecls.scale.folder import write_json
 from edgecls.scale.options import MergeOptions
 from edgecls.scale.parquet_files import reader, writer
-from edgecls.scale.parts import INPUT, Footer, part_of, read_footer
+from edgecls.scale.parts import INPUT, Footer, footer_of, part_of, read_footer, schema_of_parts
 from edgecls.scale.plan import Plan
 from edgecls.scale.run import expect_of
 from edgecls.storage import StoreReadError
@@ -158,7 +158,10 @@ def _expect_whole(plan: Plan, shard: int, footer: Footer, names: Any) -> None:
     path = plan.folder.shown(part_of(shard))
     cure = f"remove it and run shard {shard} again"
     with reader(plan.folder, part_of(shard), cure) as file:
-        table = file.read()
+        _, schema = _columns(footer, file)
+        if not file.schema_arrow.remove_metadata().equals(schema):  # pages have checksums, the footer has none
+            raise RunError(f"{path}: its columns are not those of its model and options; {cure}")
+        table = file.read(use_threads=False)
         numbers, shown, statuses = (table.column(name) for name in (INPUT, "path", "status"))
         first = plan.first(shard)
         are_inputs = numbers.to_pylist() == list(range(first, first + plan.counts[shard])) and shown.equals(names)
@@ -169,27 +172,39 @@ def _expect_whole(plan: Plan, shard: int, footer: Footer, names: Any) -> None:
         raise RunError(f"{path}: has {errors:,} error rows and says {footer.errors:,}; {cure}")
 
 
+def _columns(footer: Footer, part: Any) -> tuple[list[str], Any]:
+    """The members that vote in an open part, whose columns are the last ones, and the schema that it should have."""
+    top_k = int(footer.made_by["top_k"])
+    n_others = len(columns(top_k, ("",)))  # one for the number of the input, less one for ""
+    members = part.schema_arrow.names[n_others:]
+    return members, schema_of_parts(columns(top_k, members), members)
+
+
 def _write(plan: Plan, footers: dict[int, Footer], out: Path) -> None:
     with reader(plan.folder, part_of(0), "run its shard again") as file:
-        schema = file.schema_arrow.remove_metadata()
-    kept = [name for name in schema.names if name != INPUT]
-    tables = (group.select(kept) for shard in range(plan.n_shards) for group in _groups(plan, shard))
+        members, schema = _columns(footers[0], file)
+    kept = schema.remove(0)
+    tables = (
+        group.select(kept.names) for shard in range(plan.n_shards) for group in _groups(plan, shard, footers[shard])
+    )
     if out.suffix.lower() == ".parquet":
-        with atomic_path(out) as partial, writer(partial, schema.remove(0)) as rows:
+        with atomic_path(out) as partial, writer(partial, kept) as rows:
             for table in tables:
                 rows.write_table(table.replace_schema_metadata(None))
         return
-    made = next(iter(footers.values())).made_by
-    members = kept[len(columns(int(made["top_k"]), ("",))) - 1 :] if "agreement" in kept else []
     kind: Any = out.suffix.lower().lstrip(".")
     with atomic_path(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        lines = TextRows(file, kind, kept, members)
+        lines = TextRows(file, kind, kept.names, members)
         for table in tables:
             for values in table.to_pylist():
                 lines.write(prediction_of(values, members))
 
 
-def _groups(plan: Plan, shard: int) -> Iterator[Any]:
+def _groups(plan: Plan, shard: int, proved: Footer) -> Iterator[Any]:
+    """The rows of a part, of the very one that was proved."""
     with reader(plan.folder, part_of(shard), "run its shard again") as file:
+        if footer_of(file) != proved:
+            path = plan.folder.shown(part_of(shard))
+            raise RunError(f"{path}: a worker has replaced it meanwhile; merge again when no worker is running")
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+            yield file.read_row_group(group, use_threads=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecls.errors import OptionError
-from edgecls.options import Options, at_least, option, required
+from edgecls.options import Options, at_least, expect, option, required
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class PlanOptions(Options):
         None, "Number of shards.", shown="as many as --shard-size makes", rule=at_least(1)
     )  # fmt: skip
     shard_size: int = option(50_000, "Most inputs of a shard, where --shards is not given.", rule=at_least(1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(str(self.out) not in ("", "-"), "out", str(self.out), "a folder: a plan is several files")
 
 
 @dataclass(frozen=True)

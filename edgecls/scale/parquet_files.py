@@ -42,7 +42,8 @@ def parquet() -> Any:
 
 def writer(path: Path, schema: Any) -> Any:
     """A writer whose pages have checksums: a bit that turns over on a disk is found by whoever reads them."""
-    return parquet().ParquetWriter(path, schema, write_page_checksum=True)
+    # Arrow takes a relative path with a colon for an address
+    return parquet().ParquetWriter(path.absolute(), schema, write_page_checksum=True)
 
 
 @contextmanager
@@ -55,6 +56,9 @@ def reader(folder: PlanFolder, name: str, cure: str) -> Iterator[Any]:
     Raises:
         RunError: it cannot be opened, or is damaged: Arrow raises whatever its reader stumbles over.
         MissingExtra: pyarrow is not installed.
+
+    Read it with `use_threads=False`: Arrow's threads ask Python for the bytes, and a process that ends meanwhile
+    is aborted.
     """
     opened, shown = parquet().ParquetFile, folder.shown(name)
     try:

@@ -83,17 +83,30 @@ def read_footer(folder: PlanFolder, shard: int) -> Footer:
         RunError: it is damaged, or no part.
     """
     with reader(folder, part_of(shard), "remove it and run its shard again") as file:
-        said = (file.metadata.metadata or {}).get(_FOOTER)
-        return Footer.of(json.loads(said or "{}"))
+        return footer_of(file)
+
+
+def footer_of(file: Any) -> Footer:
+    """The same of a part that is open.
+
+    Raises:
+        ValueError, KeyError: it is none, or damaged.
+    """
+    said = (file.metadata.metadata or {}).get(_FOOTER)
+    return Footer.of(json.loads(said or "{}"))
+
+
+def schema_of_parts(names: Sequence[str], members: Sequence[str]) -> Any:
+    """The Arrow schema of a part whose rows have these columns."""
+    pyarrow = arrow()
+    return pyarrow.schema([(INPUT, pyarrow.int64()), *schema_of(pyarrow, names, members)])
 
 
 class PartRows:
     """Rows of a part on their way into its file."""
 
     def __init__(self, partial: Path, names: Sequence[str], members: Sequence[str], first: int) -> None:
-        self._arrow = arrow()
-        rows = schema_of(self._arrow, names, members)
-        self._schema = self._arrow.schema([(INPUT, self._arrow.int64()), *rows])
+        self._schema = schema_of_parts(names, members)
         self._members, self._next = members, first
         self._waiting: list[dict[str, Any]] = []
         self.writer = writer(partial, self._schema)
@@ -105,7 +118,7 @@ class PartRows:
             self._write_group()
 
     def _write_group(self) -> None:
-        self.writer.write_table(self._arrow.Table.from_pylist(self._waiting, schema=self._schema))
+        self.writer.write_table(arrow().Table.from_pylist(self._waiting, schema=self._schema))
         self._waiting = []
 
     def finish(self, footer: Footer) -> None:

@@ -88,6 +88,8 @@ class Plan:
             counts, hashes = zip(*shards, strict=True)
             if not all(type(count) is int and count > 0 for count in counts) or not all(map(str.isalnum, hashes)):
                 raise ValueError("shards: expected a count and a sha256 each")
+            if values["inputs"] != sum(counts):
+                raise ValueError(f"{values['inputs']} inputs, and {sum(counts):,} in its shards")
             return cls(folder, str(values["source"]), counts, hashes)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{folder.shown(PLAN)}: damaged ({error}); {_CURE}") from error
@@ -99,8 +101,9 @@ class Plan:
             RunError: the file is not the one that the plan is about.
         """
         with reader(self.folder, INPUTS, _CURE) as file:
-            table = file.read_row_group(shard)
-        if table.column_names != list(_COLUMNS) or _hash(table) != self.hashes[shard]:
+            is_whole = file.num_row_groups == self.n_shards
+            table = file.read_row_group(shard, use_threads=False) if is_whole else None
+        if table is None or table.column_names != list(_COLUMNS) or _hash(table) != self.hashes[shard]:
             raise RunError(f"{self.folder.shown(INPUTS)}: shard {shard} is not the one that {PLAN} is about; {_CURE}")
         return table
 
@@ -175,11 +178,13 @@ def make_plan(options: PlanOptions, progress: Progress = Progress()) -> PlanResu
     with folder.writing(INPUTS) as partial, writer(partial, whole.schema) as rows:
         for shard in shards:
             rows.write_table(shard, row_group_size=shard.num_rows)
+    _expect_free(folder)  # somebody else may have planned into it meanwhile
     plan = Plan(folder, store.root, tuple(shard.num_rows for shard in shards), tuple(hashes))
     listed = [{"inputs": count, "sha256": each} for count, each in zip(plan.counts, hashes, strict=True)]
     write_json(folder, PLAN, {
         "schema": _SCHEMA, "edgecls": __version__, "source": plan.source, "inputs": n, "shards": listed
     })  # fmt: skip
+    _expect_ours(plan)
     n_bytes = sum(int(chunk.column("size").to_numpy().sum()) for chunk in chunks)
     n_faulty = sum(reason != "" for chunk in chunks for reason in chunk.column("reason").to_pylist())
     return PlanResult(plan, n_bytes, skipped, n_faulty, time.perf_counter() - started)
@@ -193,6 +198,18 @@ def _expect_free(folder: PlanFolder) -> None:
         raise RunError(f"--out {error}; name another folder") from error
     if not is_free:
         raise RunError(f"--out {folder.place}: there is something in it already; name another folder")
+
+
+def _expect_ours(plan: Plan) -> None:
+    """Refuse a plan that another process has written over, in whole or in part.
+
+    Raises:
+        RunError: one has.
+    """
+    with reader(plan.folder, INPUTS, _CURE) as file:
+        n_inputs = file.metadata.num_rows
+    if Plan.read(plan.folder.place).sha256 != plan.sha256 or n_inputs != plan.n_inputs:
+        raise RunError(f"--out {plan.folder.place}: somebody else has planned into it meanwhile; name another folder")
 
 
 def _table(pyarrow: Any, inputs: Sequence[StoredInput]) -> Any:

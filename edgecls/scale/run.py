@@ -13,10 +13,10 @@ from edgecls.errors import DatasetError, RunError
 from edgecls.progress import Progress
 from edgecls.runs import sha256_of
 from edgecls.runtime.classifier import Classifier
-from edgecls.runtime.input.stored import sources_of
+from edgecls.runtime.input.stored import StoredInput, sources_of
 from edgecls.runtime.options import PredictOptions
 from edgecls.runtime.output.row import columns, expect_distinct
-from edgecls.scale.parts import INPUT, Footer, new_part, part_of, read_footer
+from edgecls.scale.parts import INPUT, Footer, PartRows, new_part, part_of, read_footer
 from edgecls.scale.plan import Plan
 from edgecls.storage import Store, open_store
 
@@ -113,9 +113,13 @@ class ShardWorker:
         Raises:
             RunError: it has one of another plan, or of another model or other options.
         """
+        footer = self._footer_of(shard)
+        return footer is not None and not (footer.errors and self._options.shards.redo_errors)
+
+    def _footer_of(self, shard: int) -> Footer | None:
         folder = self._plan.folder
         if not folder.has(part_of(shard)):
-            return False
+            return None
         footer = read_footer(folder, shard)
         expect_of(self._plan, shard, footer)
         differing = [name for name in self._made_by if footer.made_by.get(name) != self._made_by[name]]
@@ -124,16 +128,34 @@ class ShardWorker:
                 f"{folder.shown(part_of(shard))}: was made by another model or with other options: they differ in "
                 f"{', '.join(differing)}; give the same ones, remove the parts, or make another plan"
             )
-        return not (footer.errors and self._options.shards.redo_errors)
+        return footer
 
     def answer(self, shard: int, progress: Progress = Progress()) -> Footer:
         """Answer a shard and write its part.
 
+        A part that somebody else wrote meanwhile stays, and so does one of before that has no more errors.
+
         Raises:
-            RunError: the part cannot be written, or the plan's inputs are damaged.
+            RunError: the part cannot be written, the plan's inputs are damaged, or another model's part is there now.
+            DatasetError: the source is no longer there.
         """
-        plan, model, options = self._plan, self._model, self._options
+        plan = self._plan
         inputs = plan.inputs(shard)
+        try:
+            with new_part(plan.folder, shard, self._columns, self._members, plan.first(shard)) as rows:
+                footer = self._answered(shard, inputs, rows, progress)
+                if footer.errors and not self._store.is_there():
+                    raise DatasetError(f"{plan.source}: is no longer there, so shard {shard} was not answered")
+                there = self._footer_of(shard)
+                if there is not None and there.errors <= footer.errors:
+                    raise _Superseded(there)
+                rows.finish(footer)
+        except _Superseded as kept:
+            return kept.footer
+        return footer
+
+    def _answered(self, shard: int, inputs: Sequence[StoredInput], rows: PartRows, progress: Progress) -> Footer:
+        model, options = self._model, self._options
         top_k = min(options.top_k, len(model.labels))
         counts = dict.fromkeys(("ok", "error", "abstained"), 0)
         labelled = right = 0
@@ -141,30 +163,35 @@ class ShardWorker:
         sources = sources_of(
             self._store, inputs, ClassNames.of(model.manifest), is_checked=not options.shards.allow_changed
         )
-        with new_part(plan.folder, shard, self._columns, self._members, plan.first(shard)) as rows:
-            for answered in model.answers(sources, n_sources=len(inputs)):
-                for source, prediction in zip(answered.sources, model.predictions(answered, top_k), strict=True):
-                    sure = prediction.unless_below(options.min_confidence)
-                    rows.write(sure)
-                    counts[sure.status] += 1
-                    if sure.status == "ok" and source.truth is not None:
-                        labelled += 1
-                        right += sure.label == source.truth
-                progress.on_images(len(answered.sources))
-            footer = Footer(
-                plan=plan.sha256,
-                shard=shard,
-                made_by=self._made_by,
-                backend=model.backend_name,
-                images=len(inputs),
-                errors=counts["error"],
-                abstained=counts["abstained"],
-                labelled=labelled,
-                right=right,
-                seconds=time.perf_counter() - started,
-            )
-            rows.finish(footer)
-        return footer
+        for answered in model.answers(sources, n_sources=len(inputs)):
+            for source, prediction in zip(answered.sources, model.predictions(answered, top_k), strict=True):
+                sure = prediction.unless_below(options.min_confidence)
+                rows.write(sure)
+                counts[sure.status] += 1
+                if sure.status == "ok" and source.truth is not None:
+                    labelled += 1
+                    right += sure.label == source.truth
+            progress.on_images(len(answered.sources))
+        return Footer(
+            plan=self._plan.sha256,
+            shard=shard,
+            made_by=self._made_by,
+            backend=model.backend_name,
+            images=len(inputs),
+            errors=counts["error"],
+            abstained=counts["abstained"],
+            labelled=labelled,
+            right=right,
+            seconds=time.perf_counter() - started,
+        )
+
+
+class _Superseded(Exception):
+    """The part that is there is as good as the new one."""
+
+    def __init__(self, footer: Footer) -> None:
+        super().__init__()
+        self.footer = footer
 
 
 def made_by(model: Classifier, options: PredictOptions) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from edgecls.evaluate.look.inspect import inspect
 from edgecls.evaluate.look.options import InspectOptions
 from edgecls.evaluate.options import EvaluateOptions
 from edgecls.local_copy import local_copy
-from edgecls.runtime.input.stored import inputs_of
+from edgecls.runtime.input.stored import inputs_of, open_source
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
 from edgecls.runtime.predict import predict
 from edgecls.scale.merge import merge
@@ -334,6 +334,36 @@ def test_keys_with_an_empty_part_are_listed_once(bucket: str, monkeypatch: pytes
     assert [(each.name, bool(each.reason)) for each in store.files()] == [("a.jpg", False), ("//", True)]
 
 
+def test_keys_with_an_empty_part_at_the_root_of_a_bucket_double_nothing() -> None:
+    """There Arrow says `bucket/` for the folder in itself."""
+
+    class Looping:
+        def get_file_info(self, selector: Any) -> list[Any]:
+            assert selector.base_dir == "bucket"
+            return [
+                fs.FileInfo("bucket/", fs.FileType.Directory), fs.FileInfo("bucket/a.jpg", fs.FileType.File, size=1),
+            ]  # fmt: skip
+
+    files = ArrowStore("s3://bucket", Looping(), "bucket").files()
+    assert [(each.name, bool(each.reason)) for each in files] == [("a.jpg", False), ("//", True)]
+
+
+def test_whether_a_folder_of_a_bucket_is_there(bucket: str, model: Path) -> None:
+    assert open_store(bucket).is_there()
+    assert not open_store(beside(bucket, "nothing")).is_there()
+    nowhere = bucket.replace("s3://bucket", "s3://nobucket")
+    assert not open_store(nowhere).is_there()
+    with pytest.raises(RunError, match=r"--out .*: cannot be listed, there is no bucket called nobucket\d+"):
+        make_plan(PlanOptions(bucket, nowhere))
+
+
+def test_a_bucket_may_be_called_like_a_tar_file(bucket: str) -> None:
+    _, files = open_source(bucket.replace("/photos?", "?"))
+    assert len(list(files())) == 61
+    store, _ = open_source(f"s3://photos.tar?{bucket.partition('?')[2]}")
+    assert store.root.startswith("s3://photos.tar?")
+
+
 def test_a_tar_file_is_read_on_after_a_fault(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         archive.add(tmp_path / "local", "")
@@ -413,12 +443,17 @@ def test_what_cannot_be_listed_is_told(
         ("s3:///photos", "no bucket in the address"),
         ("s3://[x/photos", "cannot be opened: Invalid IPv6 URL"),
         ("s3://user:secret@bucket/photos", "has a secret in its address"),
+        ("s3://user:abc/secret@bucket/photos", "has a secret in its address"),
+        ("s3://bucket?access_key=a&secret_key=secret", "has a secret in its address"),
+        ("s3://bucket?endpoint_override=user:secret@host&scheme=http", "has a secret in its address"),
+        ("s3://bucket:80/photos", "no bucket in the address"),
+        ("s3://bucket/photos//2024", "the address has an empty part"),
     ],
 )
 def test_addresses_that_are_wrong_are_told(address: str, words: str) -> None:
     with pytest.raises(DatasetError, match=words) as raised:
         open_store(address)
-    assert "secret@" not in str(raised.value)
+    assert "secret" not in str(raised.value).replace("has a secret", "")
 
 
 def test_what_arrow_cannot_open_or_list_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ import edgecls
 from edgecls.errors import DatasetError, EdgeclsError, MissingExtra, OptionError, RunError
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, ShardOptions
 from edgecls.runtime.predict import predict
+from edgecls.scale import merge as merge_module
 from edgecls.scale import parquet_files
+from edgecls.scale import plan as plan_module
 from edgecls.scale.merge import MergeResult, merge
 from edgecls.scale.options import MergeOptions, PlanOptions
 from edgecls.scale.parts import in_ranges
@@ -478,3 +480,135 @@ def test_without_pyarrow_a_plan_is_not_called_damaged(
     with pytest.raises(MissingExtra, match=r"edgecls\[cloud\]"):
         predict_shards(options(tmp_path / "plan", model))
     parquet_files.arrow.cache_clear()
+
+
+def test_two_plans_into_one_folder_lose_nothing_without_a_word(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fewer = tmp_path / "plan", source / "checks"
+    write = plan_module.write_json
+    called = []
+
+    def with_another(*given: Any) -> None:
+        if not called:
+            called.append(1)
+            planned(fewer, folder, 3)
+        write(*given)
+
+    monkeypatch.setattr(plan_module, "write_json", with_another)
+    with pytest.raises(RunError, match="somebody else has planned into it meanwhile"):
+        planned(source, folder, 5)
+    with pytest.raises(RunError, match="shard 0 is not the one that"):
+        predict_shards(options(folder, model))
+
+
+def test_merge_writes_the_rows_that_it_has_proved(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, other = tmp_path / "plan", tmp_path / "other"
+    planned(source, plan, 3)
+    planned(source, other, 3)
+    predict_shards(options(plan, model))
+    predict_shards(replace(options(other, model), min_confidence=0.9))
+    write = merge_module._write
+
+    def replaced(*given: Any) -> None:
+        shutil.copy(part_of(other, 1), part_of(plan, 1))
+        write(*given)
+
+    monkeypatch.setattr(merge_module, "_write", replaced)
+    with pytest.raises(RunError, match="a worker has replaced it meanwhile; merge again when no worker is running"):
+        merged(plan, tmp_path / "rows.csv")
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_a_worker_with_other_options_does_not_replace_a_part(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(source, tmp_path / "plan", 1)
+    answered = ShardWorker._answered
+    others = [replace(options(tmp_path / "plan", model), min_confidence=0.9)]
+
+    def with_another(self: ShardWorker, *given: Any) -> Any:
+        if others:
+            predict_shards(others.pop())
+        return answered(self, *given)
+
+    monkeypatch.setattr(ShardWorker, "_answered", with_another)
+    with pytest.raises(RunError, match="with other options: they differ in min_confidence"):
+        predict_shards(options(tmp_path / "plan", model))
+    assert merged(tmp_path / "plan").made_by["min_confidence"] == 0.9
+
+
+def test_a_part_stays_where_doing_it_again_brings_more_errors(source: Path, model: Path, tmp_path: Path) -> None:
+    planned(source, tmp_path / "plan", 1)
+    predict_shards(options(tmp_path / "plan", model))
+    before = part_of(tmp_path / "plan", 0).read_bytes()
+    for number in range(0, 10, 2):
+        (source / "stripes" / f"{number}.png").unlink()
+    assert predict_shards(options(tmp_path / "plan", model, redo_errors=True)).errors == 1
+    assert part_of(tmp_path / "plan", 0).read_bytes() == before
+
+
+def test_a_source_that_vanishes_during_work_leaves_no_part(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(source, tmp_path / "plan", 2)
+    answered = ShardWorker._answered
+
+    def unplugged(self: ShardWorker, *given: Any) -> Any:
+        shutil.rmtree(source, ignore_errors=True)
+        return answered(self, *given)
+
+    monkeypatch.setattr(ShardWorker, "_answered", unplugged)
+    with pytest.raises(DatasetError, match="is no longer there, so shard 0 was not answered"):
+        predict_shards(options(tmp_path / "plan", model))
+    assert merged(tmp_path / "plan").missing == (0, 1)
+
+
+def test_a_part_with_other_columns_is_found(source: Path, model: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    part = part_of(tmp_path / "plan", 0)
+    footer = parquet.read_metadata(part).metadata
+    table = parquet.read_table(part)
+    renamed = [{"label": "mabel"}.get(name, name) for name in table.column_names]
+    for changed in (
+        table.rename_columns(renamed),
+        table.cast(table.schema.set(2, table.schema.field(2).with_type(parquet_files.arrow().binary()))),
+    ):
+        with parquet.ParquetWriter(part, changed.schema) as writer:
+            writer.write_table(changed)
+            writer.add_key_value_metadata({b"edgecls.part": footer[b"edgecls.part"]})
+        assert "its columns are not those of its model and options" in merged(tmp_path / "plan").wrong[0]
+
+
+def test_folders_with_odd_names_hold_plans(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a:b", "a b#c?d", "-plan"):
+        make_plan(PlanOptions(str(source), name, 2))
+        predict_shards(PredictOptions(models=(str(model),), classifier=CPU, shards=ShardOptions(name)))
+        assert merge(MergeOptions(name)).again == ()
+
+
+@pytest.mark.parametrize("name", ["s3:/bucket/plan", "file:/plan", "http:/x"])
+def test_addresses_with_one_slash_are_no_folders(source: Path, name: str) -> None:
+    with pytest.raises(OptionError, match="expected two slashes in an address"):
+        make_plan(PlanOptions(str(source), name))
+
+
+def test_names_that_no_file_can_have_are_told(source: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="File name too long"):
+        merge(MergeOptions("x" * 300))
+    planned(source, tmp_path / "plan", 2)
+    predict_shards(options(tmp_path / "plan", model))
+    with pytest.raises(RunError, match="File name too long"):
+        merged(tmp_path / "plan", tmp_path / f"{'x' * 300}.csv")
+    for out in ("", "-"):
+        with pytest.raises(OptionError, match="expected a folder: a plan is several files"):
+            PlanOptions("photos", out)
+    with pytest.raises(OptionError, match='--plan "": expected the folder of a plan'):
+        ShardOptions("")

@@ -152,14 +152,16 @@ def _followed(opened: BinaryIO, links: Sequence[_Link]) -> Iterator[tuple[_Link,
     """Each link with the file that it leads to, over other links too; None where it leads to none."""
     targets = {posixpath.normpath(link.name): link.target for link in links}
     wanted = set(targets.values())
-    found = {name: each for each in _members_of(opened) if (name := posixpath.normpath(each.name)) in wanted}
+    found = {  # an archive may hold a name twice, as a file and as a link to that
+        name: each for each in _members_of(opened)
+        if (name := posixpath.normpath(each.name)) in wanted and each.isfile() and not each.issparse()
+    }  # fmt: skip
     for link in links:
         target, passed = link.target, {link.target}
         while target in targets and targets[target] not in passed:
             target = targets[target]
             passed.add(target)
-        member = found.get(target)
-        yield link, member if member is not None and member.isfile() and not member.issparse() else None
+        yield link, found.get(target)
 
 
 def open_source(address: str) -> tuple[Store, Callable[[], Iterable[StoredFile]]]:
@@ -170,7 +172,8 @@ def open_source(address: str) -> tuple[Store, Callable[[], Iterable[StoredFile]]
         MissingExtra: as `open_store`.
     """
     place, mark, query = address.partition("?") if has_scheme(address) else (address, "", "")
-    if not is_tar(place) or os.path.isdir(place):
+    is_bucket = has_scheme(address) and "/" not in place.partition("://")[2].rstrip("/")
+    if not is_tar(place) or is_bucket or os.path.isdir(place):
         store = open_store(address)
         return store, store.files
     above, slash, name = place.rpartition("/")
