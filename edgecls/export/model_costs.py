@@ -22,7 +22,7 @@ from edgecls.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from edgecls.runtime.backends.protocol import BackendOptions
 from edgecls.train.catalogue import CataloguedNetwork
 
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 
 
 def costs_of(network: CataloguedNetwork) -> Costs:

@@ -112,8 +112,8 @@ def _timed(job: Job, backends: Mapping[Precision, OnnxRuntimeBackend]) -> dict[P
     for_cpu = {precision: backend for precision, backend in backends.items() if precision in FOR_CPU}
     for_gpu = {precision: backend for precision, backend in backends.items() if precision not in FOR_CPU}
     return {
-        **speeds(for_cpu, job.golden.images, _TIMED_BATCH_SIZES, n_rounds=15),
-        **speeds(for_gpu, job.golden.images, [BATCH_SIZE], n_rounds=3),
+        **speeds(for_cpu, job.golden.images, _TIMED_BATCH_SIZES, n_rounds=5),
+        **speeds(for_gpu, job.golden.images, [BATCH_SIZE], n_rounds=1),
     }
 
 
