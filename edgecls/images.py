@@ -201,16 +201,32 @@ class Decoded(NamedTuple):
     stored_hw: tuple[int, int]
 
 
-def decode(data: bytes, *targets: Preprocessing) -> Pixels:
+def decode(data: bytes, target: Preprocessing | None = None) -> Pixels:
     """The pixels of `decode_file`: (h, w, 3) uint8, RGB.
 
     Raises:
         ImageError: as there.
     """
-    return decode_file(data, *targets).pixels
+    return decode_file(data, target).pixels
 
 
-def decode_file(data: bytes, *targets: Preprocessing) -> Decoded:
+def decode_each(data: bytes, targets: Sequence[Preprocessing]) -> list[Decoded]:
+    """A whole file for each target as `decode_file` gives it for this one alone, so that a model sees the same pixels
+    whatever stands beside it; decoded once for all that take it at one scale and on one background.
+
+    Raises:
+        ImageError: as there.
+    """
+    if len(targets) == 1:
+        return [decode_file(data, targets[0])]
+    header = read_header(data)
+    is_jpeg = header is not None and header.format == "JPEG"
+    keys = [(_reduced(header, each)[0] if header and is_jpeg else 1, each.background) for each in targets]
+    decoded = {key: decode_file(data, targets[keys.index(key)]) for key in dict.fromkeys(keys)}
+    return [decoded[key] for key in keys]
+
+
+def decode_file(data: bytes, target: Preprocessing | None = None) -> Decoded:
     """Decode a whole file to upright RGB.
 
     EXIF orientation is applied; grey and palette become RGB; 16 bits are scaled to 8; CMYK and LAB are converted;
@@ -218,8 +234,7 @@ def decode_file(data: bytes, *targets: Preprocessing) -> Decoded:
 
     Args:
         data: the bytes of a file of one of the formats in `pillow_decoder.READABLE` (the first frame or page of it).
-        targets: where given, a JPEG may be decoded at reduced scale, twice what each of them asks for or more.
-            They must have one background.
+        target: where given, a JPEG may be decoded at reduced scale, twice what it asks for or more.
 
     Raises:
         ImageError: empty, truncated, damaged, not an image, or decoding needs more than `MAX_BYTES`.
@@ -230,9 +245,9 @@ def decode_file(data: bytes, *targets: Preprocessing) -> Decoded:
             stored, orientation = _by_pillow(data)
             hw = stored.shape[:2]
         else:
-            stored, orientation = _by_opencv(data, header, targets), header.orientation
+            stored, orientation = _by_opencv(data, header, target), header.orientation
             hw = header.height, header.width
-        background = (targets[0] if targets else Preprocessing()).background
+        background = (target or Preprocessing()).background
         return Decoded(_upright(_rgb(stored, background), orientation), hw)
     except MemoryError as error:
         raise ImageError("decoding it needs more memory than this process can get") from error
@@ -254,9 +269,9 @@ def _by_pillow(data: bytes) -> tuple[NDArray[Any], int]:
         return opened.decode()
 
 
-def _by_opencv(data: bytes, header: ImageHeader, targets: Sequence[Preprocessing]) -> NDArray[Any]:
+def _by_opencv(data: bytes, header: ImageHeader, target: Preprocessing | None) -> NDArray[Any]:
     """Pixels as RGB, RGBA or grey, 8 or 16 bits."""
-    factor, flags = _reduced(header, targets) if header.format == "JPEG" else (1, _FLAGS[header.format])
+    factor, flags = _reduced(header, target) if header.format == "JPEG" else (1, _FLAGS[header.format])
     # the coefficients of a progressive JPEG are all there at once, whatever the scale
     whole, scaled = header.bytes_a_pixel - 3, 3 / factor**2
     needed = round(header.height * header.width * (whole + scaled * (2 if header.orientation > 1 else 1)))
@@ -296,13 +311,12 @@ def _with_alpha(grey: NDArray[Any], transparent: int, depth: int) -> NDArray[Any
     return np.dstack([grey, grey, grey, np.where(grey == value, 0, most).astype(grey.dtype)])
 
 
-def _reduced(header: ImageHeader, targets: Sequence[Preprocessing]) -> tuple[int, int]:
+def _reduced(header: ImageHeader, target: Preprocessing | None) -> tuple[int, int]:
     """By which factor a JPEG is decoded smaller, and the flags for that."""
-    if not targets:
+    if target is None:
         return 1, _JPEG_FLAGS
     height, width = (header.width, header.height) if header.is_transposed else (header.height, header.width)
-    sizes = [resized_hw(height, width, target) for target in targets]
-    resized_h, resized_w = max(h for h, _ in sizes), max(w for _, w in sizes)
+    resized_h, resized_w = resized_hw(height, width, target)
     for factor, reduced_color in _REDUCTIONS:
         if height // factor >= 2 * resized_h and width // factor >= 2 * resized_w:
             return factor, (reduced_color & ~cv2.IMREAD_COLOR_BGR) | _JPEG_FLAGS

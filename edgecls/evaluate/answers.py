@@ -79,7 +79,7 @@ def answers_of(
     title: str = "images",
     pictures: Iterable[Picture] | None = None,
 ) -> tuple[Answers, ...]:
-    """Let classifiers answer the same images; each file is read and decoded once for all of them.
+    """Let classifiers answer the same images; each file is read once for all of them.
 
     Args:
         classifiers: with the same labels; the first one's order of them is that of all answers.

@@ -127,7 +127,7 @@ class CompareResult:
 
 
 def compare(options: CompareOptions, progress: Progress = Progress()) -> CompareResult | RunsResult:
-    """Let all models answer the same images, which are decoded once; of a folder of runs, table these.
+    """Let all models answer the same images, which are read once; of a folder of runs, table these.
 
     Nothing is written.
 

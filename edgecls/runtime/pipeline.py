@@ -172,8 +172,8 @@ def answers(
 ) -> Iterator[Answered]:
     """Answer every source, in order, `n_workers` batches at a time.
 
-    Each file is read and decoded once for all members and views. Results wait for their turn, two batches a worker at
-    most, so memory does not grow with the number of sources.
+    Each file is read once for all members and views, and decoded once for those that take it at one scale. Results wait
+    for their turn, two batches a worker at most, so memory does not grow with the number of sources.
 
     Args:
         sources: drawn lazily, so they may be a stream.
@@ -213,9 +213,7 @@ class BatchWorker:
         # members with the same pixels share them
         self._kinds = list(dict.fromkeys(member.kind for member in members))
         self._kind_of = [self._kinds.index(member.kind) for member in members]
-        self._targets: dict[tuple[int, int, int], list[Preprocessing]] = {}
-        for own, views in self._kinds:
-            self._targets.setdefault(own.background, []).append(_closest(own, views))
+        self._targets = [_closest(own, views) for own, views in self._kinds]
         self._of_thread = threading.local()
         self._turns = _LoadingTurns()
         self._seconds = math.inf  # that a picture of the last batch took
@@ -300,24 +298,23 @@ class BatchWorker:
             raise ImageError(picture.reason)
         decoded = self._framed(picture) if isinstance(picture, Frame) else self._decoded(picture, seconds)
         started = time.perf_counter()
-        for (own, views), rows in zip(self._kinds, into, strict=True):
-            image = decoded[own.background].pixels
+        for (own, views), seen, rows in zip(self._kinds, decoded, into, strict=True):
             for view, row in zip(views, rows, strict=True):
-                row[:] = view.pixels(image, own)
+                row[:] = view.pixels(seen.pixels, own)
         seconds["preprocess"].append(time.perf_counter() - started)
-        return decoded[self._kinds[0][0].background].stored_hw
+        return decoded[0].stored_hw
 
-    def _framed(self, frame: Frame) -> dict[tuple[int, int, int], Decoded]:
+    def _framed(self, frame: Frame) -> list[Decoded]:
         height, width = frame.pixels.shape[:2]
-        return dict.fromkeys(self._targets, Decoded(frame.pixels, (height, width)))
+        return [Decoded(frame.pixels, (height, width))] * len(self._targets)
 
-    def _decoded(self, picture: str | Path | Encoded, seconds: Seconds) -> dict[tuple[int, int, int], Decoded]:
-        """A file's picture by background: transparent pixels become that, so a member with another needs another."""
+    def _decoded(self, picture: str | Path | Encoded, seconds: Seconds) -> list[Decoded]:
+        """A file's picture for each kind of member."""
         started = time.perf_counter()
         data = picture.data if isinstance(picture, Encoded) else images.read(picture)
         read = time.perf_counter()
         seconds["read"].append(read - started)
-        decoded = {background: images.decode_file(data, *targets) for background, targets in self._targets.items()}
+        decoded = images.decode_each(data, self._targets)
         seconds["decode"].append(time.perf_counter() - read)
         return decoded
 

@@ -15,6 +15,7 @@ from edgecls.manifest import Manifest, Preprocessing
 from edgecls.metrics import softmax
 from edgecls.runtime.ensemble import Voting, member_names
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions, VoteOptions
+from edgecls.runtime.pipeline import Source
 from edgecls.runtime.predict import PredictReport, predict
 from edgecls.runtime.tally import EnsembleTally
 from tests.conftest import draw, rows_of, write_image, write_linear_model
@@ -108,6 +109,26 @@ def test_every_file_is_read_and_decoded_once_for_all_members(
     with Classifier.open([str(m) for m in models], device="cpu") as ensemble:
         assert len(list(ensemble.predict(images.find_images(photos)))) == 60
     assert (len(read), len(set(read)), len(decoded)) == (60, 60, 60)
+
+
+def test_a_member_sees_the_pixels_that_it_sees_alone(tmp_path: Path) -> None:
+    """A large JPEG is decoded at reduced scale, which is another one for a small network than for a large one."""
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(cv2.imencode(".jpg", noise)[1].tobytes())
+    models = [
+        str(write_linear_model(tmp_path / f"{size}.onnx", size=size, seed=1))
+        for size in (16, 64, 190)
+    ]
+    alone = []
+    for model in models:
+        with Classifier.open(model, device="cpu") as classifier:
+            alone.append(next(iter(classifier.predict([photo]))).probability)
+    with Classifier.open(models, device="cpu") as ensemble:
+        answered = next(ensemble.answers([Source.of(photo)], n_sources=1))
+    assert [float(each.probabilities.max()) for each in answered.members] == pytest.approx(alone, abs=1e-6)
 
 
 def test_members_with_another_background_see_their_own(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from edgecls.runtime.backends.protocol import Backend
 Logits = NDArray[np.float32]
 
 _TIMED_CALLS: Final = 3
-# ONNX Runtime's threads spin for some milliseconds in case that more work comes, on the cores of whose turn is next: with
-# turns of one inference and no rest, one picture took FP32 four times as long as it takes alone
+# ONNX Runtime's threads spin for some milliseconds in case that more work comes, on the cores of the file whose turn is
+# next: with turns of one inference and no rest, FP32 took four times as long for one picture as it does alone
 _REST_SECONDS: Final = 0.05
 BATCH_SIZE: Final = 16  # images an inference where files are compared
 
