@@ -12,12 +12,13 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from edgecls.errors import RunError
+from edgecls.errors import RunError, some
 from edgecls.evaluate.training_plots import draw_training
 from edgecls.export.options import ExportOptions
 from edgecls.export.result import ExportResult
 from edgecls.export.run import export
 from edgecls.progress import Progress
+from edgecls.runs import latest_kept
 from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
 from edgecls.runtime.predict import PredictReport, predict
 from edgecls.tables.export import exported as exported_table
@@ -31,6 +32,8 @@ from edgecls.train.run import train
 
 _SIDE: Final = 32  # the 8 x 8 digits are enlarged to look like something
 _TEST_SHARE: Final = 0.25
+_DIGITS: Final = "digits"
+_ROWS: Final = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -48,49 +51,64 @@ class DemoResult:
 def demo(folder: Path, console: Console) -> DemoResult:
     """Write the digits as class folders, train a small CNN, export INT8, predict the held-out folder.
 
+    `runs/latest` stays what it was: the user's next command is about the user's run.
+
     Args:
         folder: for the images, the run and the rows.
         console: for the tables that the three commands print.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or has something in it that is no demo's.
     """
+    _expect_free(folder)
     try:
-        digits = write_digits(folder / "digits")
+        digits = write_digits(folder / _DIGITS)
     except OSError as error:
         raise RunError(
             f"cannot write the demo into {folder}: {error.strerror}; name another folder with --out"
         ) from error
     run = _new_run(folder)
+    rows = folder / _ROWS
     console.print(f"\n$ edgecls train {digits} --model cnn --augment shift --epochs 8 --out {run}")
-    result = train(
-        TrainOptions(
-            digits,
-            NetworkOptions(model="cnn"),
-            recipe=RecipeOptions(epochs=8),
-            augmentation=AugmentOptions(augment=("shift",)),
-            out=run,
-        ),
-        Listener(console.print, lambda epoch: console.print(epoch_line(epoch)), on_measured=draw_training),
+    options = TrainOptions(
+        digits,
+        NetworkOptions(model="cnn"),
+        recipe=RecipeOptions(epochs=8),
+        augmentation=AugmentOptions(augment=("shift",)),
+        out=run,
     )
+    with latest_kept():
+        result = train(
+            options, Listener(console.print, lambda epoch: console.print(epoch_line(epoch)), on_measured=draw_training)
+        )
     assert isinstance(result, TrainResult)  # no folds were asked for
     console.print(trained(result))
     console.print(f"\n$ edgecls export {run} --int8")
     exported = export(ExportOptions(str(run), int8=True), Progress(on_step=console.print))
     console.print(*exported_table(exported), sep="\n")
-    console.print(
-        f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {folder / 'predictions.csv'}"
-    )
+    console.print(f"\n$ edgecls predict {digits / 'test'} --model {run} --precision int8 --out {rows}")
     predicted = predict(
         PredictOptions(
             (digits / "test",),
             (str(run),),
             ClassifierOptions(precision="int8"),
-            rows=RowsOptions(folder / "predictions.csv"),
+            rows=RowsOptions(rows),
         )
     )
     console.print(*predicted_table(predicted), sep="\n")
     return DemoResult(result, exported, predicted)
+
+
+def _expect_free(folder: Path) -> None:
+    """Refuse a folder that is not an earlier demo's: its files would be written over."""
+    try:
+        names = {each.name for each in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise RunError(f"--out {folder}: {error.strerror}; name another folder") from error
+    others = sorted(name for name in names if name not in (_DIGITS, _ROWS) and not name.startswith("run-"))
+    if others or (names and _DIGITS not in names):
+        found = some(others or sorted(names))
+        raise RunError(f"--out {folder}: has other files in it ({found}); name a folder for the demo alone")
 
 
 def _new_run(folder: Path) -> Path:

@@ -28,6 +28,11 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(n: int, thing: str) -> str:
+    """`1 epoch`, `2 epochs`: a number of things whose plural ends in s."""
+    return f"{n:,} {thing}" + ("" if n == 1 else "s")
+
+
 class EdgeclsError(Exception):
     """The root; also a sign that the message is written for the user."""
 

@@ -287,6 +287,23 @@ def point_latest_at(folder: Path) -> None:
         ) from error
 
 
+@contextmanager
+def latest_kept() -> Iterator[None]:
+    """Leave `runs/latest` as it was before the block, whatever run is made in it."""
+    link = RUNS / LATEST
+    was_there, before = RUNS.is_dir(), os.readlink(link) if link.is_symlink() else None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if before is not None:
+                point_latest_at(RUNS / before)
+            elif link.is_symlink():
+                link.unlink()
+                if not was_there:
+                    RUNS.rmdir()
+
+
 def folder_of_run(file: Path) -> Path:
     """Where the run of a model file or an engine is, if it is part of one: engines have a folder of their own in it."""
     return file.parent.parent if file.parent.name == ENGINES else file.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -143,13 +144,27 @@ def test_the_version_is_printed() -> None:
 
 
 def test_the_demo_goes_the_whole_way(in_empty_folder: Path) -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/latest").symlink_to("mine")
     result = invoke("demo", "--json")
     assert result.exit_code == 0, result.output
+    assert os.readlink("runs/latest") == "mine"
     report = json.loads(result.stdout)
     assert report["prediction"]["accuracy"] > 0.95
     assert report["prediction"]["precision"] == "int8-cpu"
     assert report["prediction"]["images"] == 450
     assert report["export"]["precisions"]["int8-cpu"]["agreement"] > 0.97
+
+
+def test_the_demo_leaves_other_folders_alone(in_empty_folder: Path) -> None:
+    Path("photos/cats").mkdir(parents=True)
+    Path("rows").mkdir()
+    Path("rows/predictions.csv").write_text("mine")
+    for folder in ("photos", "rows"):
+        result = invoke("demo", "--out", folder)
+        assert result.exit_code == 1
+        assert "has other files in it" in " ".join(result.output.split())
+    assert Path("rows/predictions.csv").read_text() == "mine"
 
 
 def test_views_and_members_are_told_in_words(exported_run: Path, photos: Path, in_empty_folder: Path) -> None:

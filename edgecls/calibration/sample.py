@@ -11,7 +11,7 @@ from typing import Final
 from edgecls import images
 from edgecls.calibration.options import SampleOptions
 from edgecls.datasets import ClassNames, read_label_rows
-from edgecls.errors import DatasetError, ImageError, some
+from edgecls.errors import DatasetError, ImageError, counted, some
 from edgecls.images import find_images, natural_key
 from edgecls.labelled import LabelledImage, stratified_sample
 from edgecls.manifest import Preprocessing
@@ -55,7 +55,7 @@ class CalibrationSet:
             lines.append(f"{n} calibration images rather than {self.n_asked}: {self.source} has no more")
         if self.left_out:
             path, reason = next(iter(self.left_out.items()))
-            lines.append(f"{len(self.left_out)} calibration images are left out, first {path}: {reason}")
+            lines.append(f"{counted(len(self.left_out), 'calibration image')} left out, first {path}: {reason}")
         if self.overlapping:
             lines.append(
                 f"{len(self.overlapping)} calibration images are also validation or test images (--allow-overlap): "

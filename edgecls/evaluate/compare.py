@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,6 +144,9 @@ def compare(options: CompareOptions, progress: Progress = Progress()) -> Compare
     if not 2 <= len(contestants) <= _MOST:
         got = "one model" if len(contestants) == 1 else f"{len(contestants)} models"
         raise OptionError(f"{got}: expected 2 to {_MOST} to compare, or a folder of runs")
+    for number, each in enumerate(contestants):
+        if any(replace(each, name="") == replace(other, name="") for other in contestants[:number]):
+            raise OptionError(f"{options.models[number]}: is named twice; expected different models or settings")
     expect_a_vote(contestants, options.vote)
     with ExitStack() as stack:
         opened = [stack.enter_context(each.open(progress.on_step)) for each in contestants]

@@ -15,6 +15,7 @@ from edgecls.datasets import ClassNames, Dataset, read_labelled, read_split
 from edgecls.errors import DatasetError, ImageError, OptionError
 from edgecls.evaluate.answers import Answers, answers_of
 from edgecls.evaluate.contestant import Contestant, expect_a_vote
+from edgecls.evaluate.copies import n_with_content_of
 from edgecls.evaluate.corruptions import Robustness, robustness_of
 from edgecls.evaluate.gallery import UNSURE, WRONG, Shown, gallery_of
 from edgecls.evaluate.occlusion import occlusion_of
@@ -224,9 +225,12 @@ def judged_images(
         )
     for each in contestants:
         trained_on = {image.path for name in each.models if (s := _split_of(name)) for image in s.splits["train"]}
-        if n_seen := sum(image.path in trained_on for image in images):
+        others = [image.path for image in images if image.path not in trained_on]
+        n_copies = n_with_content_of(trained_on, others)
+        if n_seen := len(images) - len(others) + n_copies:
+            as_copies = f", {n_copies:,} of them as copies in other files" if n_copies else ""
             seen = f"{n_seen:,} of {len(images):,} images"
-            notes.append(f"{seen} were trained on by {each.name}, so its figures flatter")
+            notes.append(f"{seen} were trained on by {each.name}{as_copies}, so its figures flatter")
     return JudgedImages(images, told, copy.path if copy else None, tuple(notes), copy.reasons if copy else {})
 
 

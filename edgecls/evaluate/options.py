@@ -41,7 +41,10 @@ class Condition:
                 f"--fail-if {text}: expected a figure, a sign and a number, such as accuracy<0.95; the figures are "
                 f"{', '.join(JUDGED)}"
             )
-        return cls(found[1], found[2], float(found[3]))
+        limit = float(found[3])
+        if found[1] != "log-loss" and limit > 1:
+            raise OptionError(f"--fail-if {text}: {found[1]} is a share; expected a number from 0 to 1, such as 0.95")
+        return cls(found[1], found[2], limit)
 
     def holds(self, value: float) -> bool:
         """Whether a figure is beyond the limit."""

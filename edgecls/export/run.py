@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 
+from edgecls.bundles import is_bundle
+from edgecls.errors import RunError
 from edgecls.evaluate.page.run_page import write_run_page
 from edgecls.export.baseline import baseline_of
 from edgecls.export.calibrate import Calibrator
@@ -52,6 +55,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     """
     started = time.perf_counter()
     progress = progress or Progress()
+    if is_bundle(Path(options.run)):
+        raise RunError(f"{options.run}: a bundle has no weights to export; export its run folder, and bundle that")
     run = find_run(options.run)
     if options.engine:
         check_target(options.builder)

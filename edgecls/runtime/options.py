@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
-from edgecls.errors import OptionError
+from edgecls.errors import OptionError, counted
 from edgecls.options import Options, Rule, at_least, expect, flag_name, option
 from edgecls.runs import LATEST, members_of
 
@@ -267,7 +267,7 @@ class ShardOptions(Options):
         Raises:
             OptionError: one that there is not.
         """
-        last = f"the plan has {n_shards:,} shards, 0 to {n_shards - 1:,}"
+        last = f"the plan has {counted(n_shards, 'shard')}, 0 to {n_shards - 1:,}"
         if self.shard is None:
             return list(range(n_shards))
         if "/" in self.shard:

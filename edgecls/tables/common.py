@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from rich.table import Table
@@ -34,6 +35,16 @@ def with_interval(share: float, n: int) -> str:
 def with_errors(n: int, errors: int) -> str:
     """A number of images, and how many of them could not be read."""
     return f"{n:,}" + (f", {errors:,} could not be read (status = error)" if errors else "")
+
+
+def in_lines(name: str, width: int = 18) -> str:
+    """A long name in lines that end behind `-`, `_`, `/` or a space: the date of a run is not cut in its middle."""
+    lines = [""]
+    for word in re.findall(r".+?(?:[-_/ ]+|$)", name):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
 
 
 def facts_table(title: str) -> Table:

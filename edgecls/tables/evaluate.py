@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from edgecls.evaluate.runs_table import RunsResult
-from edgecls.tables.common import facts_table, percent, percent_or_none
+from edgecls.tables.common import facts_table, in_lines, percent, percent_or_none
 
 if TYPE_CHECKING:
     from edgecls.evaluate.compare import Compared, CompareResult
@@ -55,7 +55,7 @@ def _figures(result: EvaluateResult) -> Table:
     if point := scores.threshold:
         facts.add_row(
             f"{percent(scores.target)} right",
-            f"from a probability of {point.threshold:.3f} on: {percent(point.coverage)} of the images",
+            f"of the answers with a probability of {point.threshold:.3f} or more: {percent(point.coverage)} of all",
         )
     facts.add_row("model", f"{result.network}, {result.precision}, {result.backend}, {result.ms:.2f} ms an image")
     return facts
@@ -109,7 +109,7 @@ def _models(result: CompareResult) -> Table:
         parameters = f"{each.cost.parameters / 1e6:.2f}" if each.cost.parameters else "?"
         best = " (best)" if each.name == result.best else ""
         table.add_row(
-            f"{each.name}{best}", parameters, f"{each.loss.value:.3f}", percent(each.accuracy.value),
+            in_lines(f"{each.name}{best}"), parameters, f"{each.loss.value:.3f}", percent(each.accuracy.value),
             f"{each.unique_correct:,}", f"{each.unique_errors:,}", f"{each.ms:.2f}",
         )  # fmt: skip
     return table
@@ -134,10 +134,10 @@ def _runs(result: RunsResult) -> Table:
         table.add_column(name, justify="right")
     for each in result.runs:
         if each.reason:
-            table.add_row(each.name, each.reason)
+            table.add_row(in_lines(each.name), each.reason)
             continue
         table.add_row(
-            each.name, each.model, f"{each.parameters / 1e6:.2f}" if each.parameters else "?",
+            in_lines(each.name), in_lines(each.model), f"{each.parameters / 1e6:.2f}" if each.parameters else "?",
             "?" if each.validation_loss is None else f"{each.validation_loss:.3f}",
             percent_or_none(each.validation_accuracy) or "?", percent_or_none(each.test_accuracy) or "-",
             f"{each.train_seconds:.0f}" if each.train_seconds else "?",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from edgecls.tables.common import facts_table, percent, percent_or_none, with_errors, with_interval
+from edgecls.tables.common import facts_table, in_lines, percent, percent_or_none, with_errors, with_interval
 
 if TYPE_CHECKING:
     from edgecls.runtime.predict import PredictReport
@@ -94,7 +94,11 @@ def _members(ensemble: EnsembleReport | None) -> Iterator[Table | str]:
         parameters = f"{member.parameters / 1e6:.2f}" if member.parameters else "-"
         judged = [percent_or_none(member.accuracy) or "-", f"{member.only_right:,}", f"{member.only_wrong:,}"]
         table.add_row(
-            member.name, member.precision, parameters, f"{member.infer_ms:.2f}", *(judged if ensemble.n else "---")
+            in_lines(member.name),
+            member.precision,
+            parameters,
+            f"{member.infer_ms:.2f}",
+            *(judged if ensemble.n else "---"),
         )
     table.add_section()
     n_parameters = [member.parameters for member in ensemble.members]

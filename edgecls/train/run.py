@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from edgecls.datasets import Dataset, read_split
-from edgecls.errors import EdgeclsError, RunError
+from edgecls.errors import EdgeclsError, OptionError, RunError
 from edgecls.labelled import SPLITS
 from edgecls.runs import (
+    FIGURES,
     RECIPE,
     RESUME,
     SPLIT,
@@ -34,6 +36,8 @@ from edgecls.train.machine import keep_freed_memory, leave_the_others, rank
 from edgecls.train.options import TrainOptions
 from edgecls.train.preflight import open_for, options_of_run
 from edgecls.train.progress import Listener
+
+_PATIENCE: Final = 1.1  # times --minutes, before a line says that they were not kept
 
 
 def train(
@@ -60,11 +64,18 @@ def train(
     model = options.network.model.replace("/", "-") if not options.source.classifier else options.source.classifier
     folder = create_run_folder(model, options.out) if rank() == 0 else options.out or Path("not-the-leader")
     try:
-        return _train_in(folder, options, dataset, listener, started)
-    except EdgeclsError:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECIPE, UNFINISHED}:
-            shutil.rmtree(folder)  # it was refused before anything began
+        result = _train_in(folder, options, dataset, listener, started)
+    except EdgeclsError as error:
+        begun = {RECIPE, UNFINISHED}
+        if isinstance(error, OptionError):  # a name that only the network can tell to be wrong
+            begun |= {SPLIT, Path(FIGURES).name}
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= begun:
+            shutil.rmtree(folder)  # it was refused before anything was trained
         raise
+    minutes, taken = options.recipe.minutes, (time.perf_counter() - started) / 60
+    if minutes is not None and taken > _PATIENCE * minutes:
+        listener.say(f"--minutes {minutes:g} was not kept: it took {taken:.1f} minutes")
+    return result
 
 
 def resume(name: str | Path, listener: Listener = Listener()) -> TrainResult | FoldsResult:

@@ -111,7 +111,7 @@ def test_corrupt_images_are_left_out_by_name_and_one_image_is_called_few(
     chosen = choose(run, dataset, SampleOptions(40, source=tmp_path))
     assert [Path(image.path).name for image in chosen.images] == ["good.png"]
     assert [Path(path).name for path in chosen.left_out] == ["broken.jpg"]
-    assert any("1 calibration images are left out, first" in note for note in chosen.notes())
+    assert any("1 calibration image left out, first" in note for note in chosen.notes())
     assert any("1 calibration images are few" in note for note in chosen.notes())
 
 

@@ -24,6 +24,8 @@ from edgecls.device.bundle import bundle
 from edgecls.device.options import BundleOptions
 from edgecls.errors import OptionError, RunError
 from edgecls.export.judge.verify import verify
+from edgecls.export.options import ExportOptions
+from edgecls.export.run import export
 from edgecls.manifest import without_places
 from edgecls.runs import Run, find_model, write_json
 from edgecls.runtime.classifier import Classifier
@@ -63,6 +65,11 @@ def test_a_bundle_answers_as_its_run_and_holds_nothing_of_the_training(
     assert not [name for name, data in inside.items() if home in data]
     models = sum(len(data) for name, data in inside.items() if name.endswith(".onnx"))
     assert bundled.stat().st_size < models + sum(len(inside[name]) for name in inside if ".onnx" not in name) + 4096
+
+
+def test_a_bundle_is_not_exported(bundled: Path) -> None:
+    with pytest.raises(RunError, match="a bundle has no weights to export; export its run folder"):
+        export(ExportOptions(str(bundled)))
 
 
 def test_verify_hashes_every_file_of_a_bundle(bundled: Path) -> None:

@@ -124,6 +124,11 @@ def test_what_cannot_be_compared_is_refused(models: list[Path], pictures: Path, 
         of([models[0], other], pictures)
 
 
+def test_a_model_that_is_named_twice_is_refused(models: list[Path], pictures: Path) -> None:
+    with pytest.raises(OptionError, match="is named twice; expected different models or settings"):
+        of([models[0], models[1], models[0]], pictures)
+
+
 def test_every_model_that_was_trained_on_the_images_is_told(
     exported_run: Path, models: list[Path], pictures: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.stats import fisher_exact
 from typer.testing import CliRunner
 
 from edgecls.cli import app
+from edgecls.datasets import read_split
 from edgecls.errors import DatasetError, OptionError
 from edgecls.evaluate.contestant import Contestant
 from edgecls.evaluate.corruptions import CORRUPTIONS
@@ -71,6 +73,24 @@ def test_without_data_a_run_is_measured_on_its_own_validation_images(exported_ru
 def test_images_that_were_trained_on_are_said(exported_run: Path, in_empty_folder: Path) -> None:
     result = evaluate(options(exported_run, exported_run.parent / "photos")).result
     assert "64 of 80 images were trained on by" in result.notes[0]
+
+
+def test_copies_of_images_that_were_trained_on_are_said(exported_run: Path, tmp_path: Path) -> None:
+    split = read_split(exported_run / "split.csv", ["checks", "stripes"])
+    known = [image.path for image in split.splits["train"] if image.label == "checks"]
+    (tmp_path / "checks").mkdir()
+    for number, file in enumerate(known[:3]):
+        shutil.copy(file, tmp_path / "checks" / f"copy{number}.png")
+    write_image(tmp_path / "stripes" / "new.png", draw("stripes", 9999))
+    (note,) = evaluate(options(exported_run, tmp_path)).result.notes
+    assert "3 of 4 images were trained on by" in note
+    assert "3 of them as copies in other files" in note
+
+
+@pytest.mark.parametrize("condition", ["accuracy<90", "f1<=1.5"])
+def test_a_limit_that_no_share_can_reach_is_refused(exported_run: Path, photos: Path, condition: str) -> None:
+    with pytest.raises(OptionError, match="is a share; expected a number from 0 to 1"):
+        evaluate(options(exported_run, photos, fail_if=(condition,)))
 
 
 def test_columns_of_a_csv_and_folders_are_slices(exported_run: Path, tmp_path: Path, in_empty_folder: Path) -> None:

@@ -118,10 +118,7 @@ def test_a_member_sees_the_pixels_that_it_sees_alone(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(cv2.imencode(".jpg", noise)[1].tobytes())
-    models = [
-        str(write_linear_model(tmp_path / f"{size}.onnx", size=size, seed=1))
-        for size in (16, 64, 190)
-    ]
+    models = [str(write_linear_model(tmp_path / f"{size}.onnx", size=size, seed=1)) for size in (16, 64, 190)]
     alone = []
     for model in models:
         with Classifier.open(model, device="cpu") as classifier:

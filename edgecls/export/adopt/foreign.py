@@ -10,7 +10,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto, helper, inliner
 
-from edgecls.errors import ExportError, RunError
+from edgecls.errors import ExportError, RunError, first_line
 from edgecls.export.adopt.foreign_input import read_input
 from edgecls.export.graphs.graph import all_nodes, drop_unused_domains, plain_domain
 from edgecls.export.options import Layout
@@ -86,9 +86,11 @@ def _load(file: Path) -> onnx.ModelProto:
     if not file.is_file():
         raise RunError(f"{file}: no such file; expected an ONNX classifier")
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx.load(file, format="protobuf", load_external_data=False)  # whatever the name ends in
     except Exception as error:  # protobuf's DecodeError; protobuf has no types
-        raise RunError(f"{file}: not an ONNX file ({error}); expected a float classifier exported to ONNX") from error
+        raise RunError(
+            f"{file}: not an ONNX file ({first_line(error)}); expected a float classifier exported to ONNX"
+        ) from error
     if not (model.graph.node and model.opset_import):
         raise RunError(f"{file}: not an ONNX file, or one without a graph; expected a float classifier in ONNX")
     try:

@@ -158,7 +158,7 @@ def _with_layers_given_back(
         found = judge(with_float(given), flavour)
         last = ranking[n - 1].layer
         given_back = last if n == 1 else f"{n} layers, the last {last},"
-        on_step(f"{flavour}: {given_back} back to float, drop now {100 * found.drop:+.2f} points")
+        on_step(f"{flavour}: {given_back} back to float, now {-100 * found.drop:+.2f} points of top-1")
         if gate.allows(found.drop):
             passing, enough = (with_float(given), found), n
             n = (too_few + enough) // 2  # fewer may do

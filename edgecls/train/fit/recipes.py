@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgecls.errors import OptionError
+from edgecls.errors import OptionError, counted
 from edgecls.manifest import Preprocessing
 from edgecls.train.data.augment import Augmentation, augmentation
 from edgecls.train.data.survey import Survey
@@ -251,10 +251,10 @@ def chosen(recipe: Recipe, survey: Survey) -> str:
         evenness = f"classes of {survey.largest:,} images"
     parts = []
     if recipe.head:
-        parts.append(f"{recipe.head_epochs} epochs of the head at a rate of {recipe.head.lr:.2g}")
+        parts.append(f"{counted(recipe.head_epochs, 'epoch')} of the head at a rate of {recipe.head.lr:.2g}")
     if recipe.rest:
         weights = "all weights" if recipe.unfreeze == "all" else f"the stages {recipe.unfreeze}"
-        number = "" if recipe.minutes else f"{recipe.rest_epochs} epochs of "
+        number = "" if recipe.minutes else f"{counted(recipe.rest_epochs, 'epoch')} of "
         kept = ", batch norms keep their statistics" if recipe.keeps_statistics else ""
         kept += f", moving average {recipe.ema:g}" if recipe.ema else ""
         views = ", ".join(recipe.augmentation.operations) or "none"

@@ -763,7 +763,7 @@ def test_an_edgecls_file_is_one_already(folder: Path) -> None:
 def test_a_file_that_is_no_onnx_says_so(folder: Path) -> None:
     with pytest.raises(RunError, match="no such file"):
         adopt(options(folder / "missing.onnx"))
-    for name, data in (("zip.onnx", b"PK\x03\x04 weights" * 20), ("empty.onnx", b"")):
+    for name, data in (("zip.onnx", b"PK\x03\x04 weights" * 20), ("empty.onnx", b""), ("a.json", b"{}")):
         (folder / name).write_bytes(data)
         with pytest.raises(RunError, match="not an ONNX file"):
             adopt(options(folder / name))

@@ -244,12 +244,14 @@ def test_a_stage_that_the_network_does_not_have_is_refused_before_the_head_is_tr
     in_empty_folder: Path, photos: Path
 ) -> None:
     trained(photos, out="first")
+    before = sorted(Path().rglob("recipe.json"))
     epochs: list[Epoch] = []
     with pytest.raises(OptionError, match="--unfreeze layer9"):
         trained(
             photos, Listener(on_epoch=epochs.append), weights="first/checkpoint.pt", freeze_epochs=1, unfreeze="layer9"
         )
     assert not epochs
+    assert sorted(Path().rglob("recipe.json")) == before  # no run folder is left
 
 
 @pytest.mark.parametrize(
