@@ -179,7 +179,7 @@ def test_views_and_members_are_told_in_words(exported_run: Path, photos: Path, i
     assert [member["name"] for member in found["members"]] == ["model", "model.int8-cpu"]
     assert found["tie_break"] == "model"
     table = invoke("predict", photos, *models, "--device", "cpu", "--vote", "weighted", "--subsets")
-    for words in ("Ensemble, vote: weighted", "alone right", "accuracy-latency front"):
+    for words in ("Ensemble, vote: weighted", "alone", "accuracy-latency front"):
         assert words in table.output
 
 

@@ -103,7 +103,7 @@ def compared(result: CompareResult | RunsResult, out: Path) -> Iterator[Table | 
 def _models(result: CompareResult) -> Table:
     table = Table(title=f"{result.n:,} images ({result.data})", title_justify="left", box=box.SIMPLE)
     table.add_column("model", overflow="fold")
-    for name in ("M params", "loss", "accuracy", "alone right", "alone wrong", "ms"):
+    for name in ("M\nparams", "loss", "accuracy", "alone\nright", "alone\nwrong", "ms"):
         table.add_column(name, justify="right")
     for each in result.models:
         parameters = f"{each.cost.parameters / 1e6:.2f}" if each.cost.parameters else "?"
@@ -130,7 +130,7 @@ def _runs(result: RunsResult) -> Table:
     table = Table(title=f"Runs in {result.folder}", title_justify="left", box=box.SIMPLE)
     for name in ("run", "network"):
         table.add_column(name, overflow="fold")
-    for name in ("M params", "val. loss", "validation", "test", "s"):
+    for name in ("M\nparams", "val.\nloss", "validation", "test", "s"):
         table.add_column(name, justify="right")
     for each in result.runs:
         if each.reason:

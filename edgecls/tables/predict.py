@@ -88,7 +88,7 @@ def _members(ensemble: EnsembleReport | None) -> Iterator[Table | str]:
     table = Table(title=f"Ensemble, {how}{known}", title_justify="left", box=box.SIMPLE)
     table.add_column("member", overflow="fold")
     table.add_column("precision", no_wrap=True)
-    for name in ("M params", "ms", "top-1", "alone right", "alone wrong"):
+    for name in ("M\nparams", "ms", "top-1", "alone\nright", "alone\nwrong"):
         table.add_column(name, justify="right", no_wrap=True)
     for member in ensemble.members:
         parameters = f"{member.parameters / 1e6:.2f}" if member.parameters else "-"
