@@ -47,11 +47,12 @@ def writer(path: Path, schema: Any) -> Any:
 
 
 @contextmanager
-def reader(folder: PlanFolder, name: str, cure: str) -> Iterator[Any]:
+def reader(folder: PlanFolder, name: str, cure: str, metadata: Any = None) -> Iterator[Any]:
     """A file that is read in the block, its checksums verified.
 
     Args:
         cure: what to do where it is damaged.
+        metadata: of the file, where it was read before.
 
     Raises:
         RunError: it cannot be opened, or is damaged: Arrow raises whatever its reader stumbles over.
@@ -62,7 +63,7 @@ def reader(folder: PlanFolder, name: str, cure: str) -> Iterator[Any]:
     """
     opened, shown = parquet().ParquetFile, folder.shown(name)
     try:
-        with folder.open(name) as source, opened(source, page_checksum_verification=True) as file:
+        with folder.open(name) as source, opened(source, metadata=metadata, page_checksum_verification=True) as file:
             yield file
     except (PermissionError, StoreReadError) as error:
         raise RunError(f"{shown}: cannot be read: {error.strerror or error}") from error

@@ -94,13 +94,19 @@ class Plan:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{folder.shown(PLAN)}: damaged ({error}); {_CURE}") from error
 
+    @cached_property
+    def _metadata(self) -> Any:
+        """Of the inputs: thousands of shards are listed in it, and each of them is opened alone."""
+        with reader(self.folder, INPUTS, _CURE) as file:
+            return file.metadata
+
     def table(self, shard: int) -> Any:
         """The inputs of one shard as an Arrow table.
 
         Raises:
             RunError: the file is not the one that the plan is about.
         """
-        with reader(self.folder, INPUTS, _CURE) as file:
+        with reader(self.folder, INPUTS, _CURE, self._metadata) as file:
             is_whole = file.num_row_groups == self.n_shards
             table = file.read_row_group(shard, use_threads=False) if is_whole else None
         if table is None or table.column_names != list(_COLUMNS) or _hash(table) != self.hashes[shard]:

@@ -37,7 +37,7 @@ def with_errors(n: int, errors: int) -> str:
     return f"{n:,}" + (f", {errors:,} could not be read (status = error)" if errors else "")
 
 
-def in_lines(name: str, width: int = 18) -> str:
+def in_lines(name: str, width: int = 16) -> str:
     """A long name in lines that end behind `-`, `_`, `/` or a space: the date of a run is not cut in its middle."""
     lines = [""]
     for word in re.findall(r".+?(?:[-_/ ]+|$)", name):
