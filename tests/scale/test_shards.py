@@ -59,6 +59,14 @@ def part_of(plan: Path, shard: int) -> Path:
     return plan / name_of(shard)
 
 
+def write_over(part: Path, table: Any) -> None:
+    """Other rows in a part that says of itself what it said before."""
+    footer = parquet_files.parquet().read_metadata(part).metadata[b"edgecls.part"]
+    with parquet_files.parquet().ParquetWriter(part, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({b"edgecls.part": footer})
+
+
 def planned(source: Path | str, folder: Path, shards: int = 5) -> Plan:
     return make_plan(PlanOptions(str(source), folder, shards)).plan
 
@@ -194,20 +202,16 @@ def test_parts_of_other_plans_models_and_shards_are_found(source: Path, model: P
 
 
 def test_rows_that_are_not_the_shard_s_are_found(source: Path, model: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     planned(source, tmp_path / "plan", 2)
     predict_shards(options(tmp_path / "plan", model))
     part = part_of(tmp_path / "plan", 0)
-    footer = parquet.read_metadata(part).metadata
-    table = parquet.read_table(part)
+    table = parquet_files.parquet().read_table(part)
     for name, changed in (
         ("twice", table.take([0, 0, *range(2, table.num_rows)])),
         ("turned", table.take([1, 0, *range(2, table.num_rows)])),
         ("short", table.slice(1)),
     ):
-        with parquet.ParquetWriter(part, changed.schema) as writer:
-            writer.write_table(changed)
-            writer.add_key_value_metadata({b"edgecls.part": footer[b"edgecls.part"]})
+        write_over(part, changed)
         assert "its rows are not the inputs of shard 0" in merged(tmp_path / "plan").wrong[0], name
 
 
@@ -567,20 +571,16 @@ def test_a_source_that_vanishes_during_work_leaves_no_part(
 
 
 def test_a_part_with_other_columns_is_found(source: Path, model: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     planned(source, tmp_path / "plan", 2)
     predict_shards(options(tmp_path / "plan", model))
     part = part_of(tmp_path / "plan", 0)
-    footer = parquet.read_metadata(part).metadata
-    table = parquet.read_table(part)
+    table = parquet_files.parquet().read_table(part)
     renamed = [{"label": "mabel"}.get(name, name) for name in table.column_names]
     for changed in (
         table.rename_columns(renamed),
         table.cast(table.schema.set(2, table.schema.field(2).with_type(parquet_files.arrow().binary()))),
     ):
-        with parquet.ParquetWriter(part, changed.schema) as writer:
-            writer.write_table(changed)
-            writer.add_key_value_metadata({b"edgecls.part": footer[b"edgecls.part"]})
+        write_over(part, changed)
         assert "its columns are not those of its model and options" in merged(tmp_path / "plan").wrong[0]
 
 
