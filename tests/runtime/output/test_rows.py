@@ -271,11 +271,12 @@ KILLED = """
 import sys
 from pathlib import Path
 from edgecls.progress import Progress
+from edgecls.runtime.options import ClassifierOptions, PredictOptions, RowsOptions
 from edgecls.runtime.predict import predict
 import time
 options = PredictOptions((sys.argv[1],), (sys.argv[2],), ClassifierOptions(device="cpu", batch_size=4, n_threads=2),
                          rows=RowsOptions(Path("rows.csv"), resume=True))
-predict(options, Progress(on_images=lambda n: time.sleep(0.01)))
+predict(options, Progress(on_images=lambda n: time.sleep(0.03 * n)))  # small files come in larger batches
 """
 
 
@@ -286,11 +287,14 @@ def test_a_killed_process_loses_and_repeats_no_row(model: Path, folder: Path, in
     for wait in (0.0, 0.1, 0.2):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(model)])
         deadline = time.monotonic() + 30
+        begun = len(Path("rows.csv.partial").read_bytes()) if wait else 0
         while not Path("rows.csv.partial").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
+        while wait and len(Path("rows.csv.partial").read_bytes()) <= begun and time.monotonic() < deadline:
+            time.sleep(0.005)  # it has rows of its own
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # in the middle of its work
     assert not Path("rows.csv").exists()
     report = run(model, folder, resume=True)
     assert Path("rows.csv").read_bytes() == expected
