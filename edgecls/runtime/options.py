@@ -223,7 +223,7 @@ class ShardOptions(Options):
 
     plan: str | Path | None = option(
         None,
-        "The folder of edgecls plan, or its address, in place of a source. Each shard becomes a part in it.",
+        "The folder that edgecls plan made, or its address, in place of a source. Each shard becomes a part in it.",
         shown="none",
     )
     shard: str | None = option(

@@ -15,7 +15,8 @@ class PlanOptions(Options):
 
     source: str = required("A folder, or the address of one: s3://, gs://, hdfs:// or file://.")
     out: str | Path = option(
-        "plan", "The folder to make, or its address, s3:// or gs://: of the plan, and later of the parts of the answer."
+        "plan", "The folder to make for the plan and, later, the parts of the answer. An address of one in an object "
+        "store (s3://, gs://) is taken too."
     )  # fmt: skip
     shards: int | None = option(
         None, "Number of shards.", shown="as many as --shard-size makes", rule=at_least(1)
@@ -31,7 +32,7 @@ class PlanOptions(Options):
 class MergeOptions(Options):
     """All options of `edgecls merge`."""
 
-    plan: str | Path = required("The folder that edgecls plan made, or its address.")
+    plan: str | Path = required("The folder that edgecls plan made, or its address in an object store.")
     out: Path | None = option(
         None, "File for all rows, .csv, .jsonl or .parquet.", shown="the parts stay as they are, as one data set"
     )
