@@ -102,10 +102,10 @@ def demo(folder: Path, console: Console) -> DemoResult:
 def _expect_free(folder: Path) -> None:
     """Refuse a folder that is not an earlier demo's: its files would be written over."""
     try:
-        names = {each.name for each in folder.iterdir()} if folder.exists() else set()
+        names = {each.name for each in folder.iterdir() if not each.name.startswith(".")} if folder.exists() else set()
     except OSError as error:
         raise RunError(f"--out {folder}: {error.strerror}; name another folder") from error
-    others = sorted(name for name in names if name not in (_DIGITS, _ROWS) and not name.startswith("run-"))
+    others = sorted(name for name in names if name != _DIGITS and not name.startswith((_ROWS, "run-")))
     if others or (names and _DIGITS not in names):
         found = some(others or sorted(names))
         raise RunError(f"--out {folder}: has other files in it ({found}); name a folder for the demo alone")

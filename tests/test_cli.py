@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edgecls import cli
+from edgecls import cli, demo
+from edgecls.errors import RunError
 
 runner = CliRunner()
 EDGECLS = [sys.executable, "-m", "edgecls.cli"]
@@ -154,6 +155,16 @@ def test_the_demo_goes_the_whole_way(in_empty_folder: Path) -> None:
     assert report["prediction"]["precision"] == "int8-cpu"
     assert report["prediction"]["images"] == 450
     assert report["export"]["precisions"]["int8-cpu"]["agreement"] > 0.97
+
+
+def test_a_killed_demo_may_be_run_again(in_empty_folder: Path) -> None:
+    Path("demo/digits").mkdir(parents=True)
+    for left_behind in ("predictions.csv", "predictions.csv.partial", "predictions.csv.partial.json", ".DS_Store"):
+        Path("demo", left_behind).touch()
+    demo._expect_free(Path("demo"))
+    Path("demo/notes.txt").touch()
+    with pytest.raises(RunError, match=r"has other files in it \(notes.txt\)"):
+        demo._expect_free(Path("demo"))
 
 
 def test_the_demo_leaves_other_folders_alone(in_empty_folder: Path) -> None:

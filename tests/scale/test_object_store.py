@@ -348,6 +348,11 @@ def test_keys_with_an_empty_part_at_the_root_of_a_bucket_double_nothing() -> Non
     assert [(each.name, bool(each.reason)) for each in files] == [("a.jpg", False), ("//", True)]
 
 
+def test_a_user_of_hdfs_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=lambda address: (None, "photos")))
+    assert open_store("hdfs://host:8020/photos?user=me@REALM").root.endswith("?user=me@REALM")
+
+
 def test_whether_a_folder_of_a_bucket_is_there(bucket: str, model: Path) -> None:
     assert open_store(bucket).is_there()
     assert not open_store(beside(bucket, "nothing")).is_there()
